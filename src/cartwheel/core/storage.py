@@ -1,0 +1,253 @@
+"""The storage contract: what an engine must do, how records lie in it, and the staging of writes above it.
+
+    record key    position (16 bytes) | bucket length (1) | bucket | key      ordered by ring position (section 4.2)
+    sealed value  checksum (8 bytes)  | canonical record                      checksum over record key and record
+
+Keys are in ring order, so a partition is one contiguous range: scan, transfer and drop work by range. The checksum is made
+once, by the node that made the record, and travels with it: every replica verifies what it received and what it reads.
+
+Writes are **staged** in memory, visible at once to this node's reads, and committed in groups by the driver:
+
+    stage()  ->  open group  -- take() -->  group in flight  -- committed() -->  engine only
+
+Invariants:
+1. A read sees the newest staged value, then the one in flight, then the engine's.
+2. At most one group is in flight; groups reach the engine in the order staged; one key's last write in a group wins.
+3. Whoever makes a staged value known outside this process waits for its group (``pending``).
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import xxhash
+
+from cartwheel.core.errors import CorruptData
+from cartwheel.core.types import Durability
+
+POSITION_BYTES = 16
+CHECKSUM_BYTES = 8
+
+
+class Space(IntEnum):
+    """The column families of a data directory: separate ordered key spaces, written together atomically."""
+
+    RECORDS = 0
+    META = 1
+    """The node's own few facts: clock mark, membership history, counters."""
+    HINTS = 2
+    """Records kept for another node until it is back (section 4.6)."""
+
+
+Writes = dict[bytes, bytes | None]
+"""Key -> new value; None deletes the key."""
+
+
+class Group(NamedTuple):
+    """Writes that are committed together: one dict for each ``Space``, and how durable the most careful of them must be."""
+
+    spaces: tuple[Writes, ...]
+    durability: Durability
+
+
+class Engine(Protocol):
+    """An ordered, durable map with atomic batches. One contract test covers every engine.
+
+    ``get`` and ``scan`` are called on the event loop's thread only and must be quick; ``apply`` may be called from the commit
+    thread while ``get`` or ``scan`` run, but never by two threads at once.
+    """
+
+    name: str
+
+    def get(self, space: Space, key: bytes) -> bytes | None:
+        """The value, or None. Sees every batch whose ``apply`` has returned."""
+
+    def scan(
+        self, space: Space, start: bytes = b"", end: bytes | None = None, *, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """At most ``limit`` entries with start <= key < end (None: to the last), in key order, from one consistent view."""
+
+    def apply(self, spaces: Sequence[Writes], *, sync: bool) -> None:
+        """Write one batch atomically (all spaces together). With ``sync``, return only when it is on the disk.
+
+        Raises:
+            StorageFailed: any error. The state of the batch is then unknown, and the node halts: a failed sync is never
+                tried again (the kernel may have dropped the pages and report success next time).
+        """
+
+    def size_bytes(self) -> int:
+        """About how much disk (or memory) the data takes."""
+
+    def close(self) -> None:
+        """Sync and release everything. Further calls are an error."""
+
+
+class MemoryEngine:
+    """The engine in memory: for tests, for the ``memory`` setting, and inside the simulator's disks.
+
+    Keys are sorted only when scanned after new ones came: O(1) get and put, O(n) for such a scan (an almost sorted sort).
+    """
+
+    name = "memory"
+
+    def __init__(self) -> None:
+        self._maps: tuple[dict[bytes, bytes], ...] = tuple({} for _ in Space)
+        self._keys: list[list[bytes]] = [[] for _ in Space]
+        self._stale = [False for _ in Space]
+
+    def get(self, space: Space, key: bytes) -> bytes | None:
+        return self._maps[space].get(key)
+
+    def scan(
+        self, space: Space, start: bytes = b"", end: bytes | None = None, *, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        if self._stale[space]:
+            self._keys[space] = sorted(self._maps[space])
+            self._stale[space] = False
+        keys, values = self._keys[space], self._maps[space]
+        first = bisect.bisect_left(keys, start)
+        last = len(keys) if end is None else bisect.bisect_left(keys, end)
+        return [(k, values[k]) for k in keys[first : min(last, first + limit)]]
+
+    def apply(self, spaces: Sequence[Writes], *, sync: bool) -> None:
+        for space, writes in zip(Space, spaces, strict=True):
+            values = self._maps[space]
+            for key, value in writes.items():
+                if value is None:
+                    self._stale[space] |= values.pop(key, None) is not None
+                else:
+                    self._stale[space] |= key not in values
+                    values[key] = value
+
+    def size_bytes(self) -> int:
+        return sum(len(k) + len(v) for values in self._maps for k, v in values.items())
+
+    def close(self) -> None:
+        self._maps = ()
+
+
+class Store:
+    """What the machines read and write: an engine, with the writes staged above it (invariants 1 to 3)."""
+
+    __slots__ = ("_durability", "_engine", "_flying", "_flying_durability", "_open")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._open: tuple[Writes, ...] = tuple({} for _ in Space)
+        self._durability = Durability.MEMORY
+        self._flying: tuple[Writes, ...] = ()
+        self._flying_durability = Durability.MEMORY
+
+    def get(self, space: Space, key: bytes) -> bytes | None:
+        """The newest value, staged ones included."""
+        writes = self._open[space]
+        if writes and key in writes:
+            return writes[key]
+        if self._flying:
+            writes = self._flying[space]
+            if key in writes:
+                return writes[key]
+        return self._engine.get(space, key)
+
+    def pending(self, space: Space, key: bytes) -> Durability:
+        """What a reply that shows this key must wait for: the durability of the group it is staged in, or MEMORY: nothing."""
+        if key in self._open[space]:
+            return self._durability
+        if self._flying and key in self._flying[space]:
+            return self._flying_durability
+        return Durability.MEMORY
+
+    def stage(self, space: Space, key: bytes, value: bytes | None, durability: Durability) -> None:
+        """Write, to be committed with the open group."""
+        self._open[space][key] = value
+        if durability > self._durability:
+            self._durability = durability
+
+    @property
+    def staged(self) -> bool:
+        """Whether the open group holds any write."""
+        return any(self._open)
+
+    @property
+    def durability(self) -> Durability:
+        """What the open group needs."""
+        return self._durability
+
+    def take(self) -> Group:
+        """Close the open group and hand it over for committing. ``committed`` must follow before the next ``take``."""
+        assert not self._flying, "one group at a time"
+        group = Group(self._open, self._durability)
+        self._flying, self._flying_durability = self._open, self._durability
+        self._open = tuple({} for _ in Space)
+        self._durability = Durability.MEMORY
+        return group
+
+    def committed(self) -> None:
+        """The group in flight is in the engine."""
+        self._flying = ()
+
+    def scan(
+        self, space: Space, start: bytes = b"", end: bytes | None = None, *, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """At most ``limit`` entries from ``start``, as ``Engine.scan``, staged writes included."""
+        staged: Writes = {}
+        for group in (self._flying, self._open):
+            if group:
+                staged |= {k: v for k, v in group[space].items() if k >= start and (end is None or k < end)}
+        if not staged:
+            return self._engine.scan(space, start, end, limit=limit)
+        gone = sum(v is None for v in staged.values())
+        rows = self._engine.scan(space, start, end, limit=limit + gone)
+        complete = len(rows) < limit + gone
+        horizon = rows[-1][0] if rows and not complete else None
+        merged = dict(rows) | {k: v for k, v in staged.items() if horizon is None or k <= horizon}
+        return [(k, v) for k, v in sorted(merged.items()) if v is not None][:limit]
+
+    def size_bytes(self) -> int:
+        return self._engine.size_bytes()
+
+
+def record_key(bucket: str, key: bytes) -> bytes:
+    """Where the record of (bucket, key) lies in ``Space.RECORDS``."""
+    name = bucket.encode()
+    tail = bytes((len(name),)) + name + key
+    return hashlib.md5(tail, usedforsecurity=False).digest() + tail
+
+
+def split_record_key(record_key: bytes) -> tuple[str, bytes]:
+    """The (bucket, key) of a record key.
+
+    Raises:
+        CorruptData: it is not a record key.
+    """
+    start = POSITION_BYTES + 1
+    if len(record_key) < start:
+        raise CorruptData("a record key is shorter than its position")
+    end = start + record_key[POSITION_BYTES]
+    try:
+        return record_key[start:end].decode(), record_key[end:]
+    except UnicodeDecodeError:
+        raise CorruptData("a record key's bucket name is not UTF-8") from None
+
+
+def seal(record_key: bytes, record: bytes) -> bytes:
+    """Put the checksum of (record key, record) in front of a record's canonical bytes."""
+    seed = xxhash.xxh3_64_intdigest(record_key)
+    return xxhash.xxh3_64_digest(record, seed) + record
+
+
+def unseal(record_key: bytes, sealed: bytes) -> memoryview:
+    """The record's bytes, without a copy.
+
+    Raises:
+        CorruptData: the checksum does not match: bit rot, a torn write, or a value under a wrong key.
+    """
+    record = memoryview(sealed)[CHECKSUM_BYTES:]
+    seed = xxhash.xxh3_64_intdigest(record_key)
+    if xxhash.xxh3_64_digest(record, seed) != sealed[:CHECKSUM_BYTES]:
+        raise CorruptData(f"checksum of record {record_key[POSITION_BYTES:80]!r} does not match")
+    return record

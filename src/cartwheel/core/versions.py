@@ -1,0 +1,228 @@
+"""The record of a key: its concurrent versions and the clock that tells what they supersede (section 4.4).
+
+    Record
+      clock     {"n1/7k": 412, "n2/9c": 388}      all writes accounted for: every dot (a, c) with c <= clock[a]
+      versions  (dot ("n1/7k", 412), b"milk", ...)   the ones that nothing has superseded: the siblings
+                (dot ("n2/9c", 388), None,   ...)    a tombstone is a version without a value
+
+*Departs from the paper:* a vector clock per object cannot tell two concurrent writes through one coordinator apart: the
+second erases the first, or false siblings breed without end (Riak lived through both). Here each live version keeps its own
+**dot** beside the common clock (dotted version vectors, Preguica et al. 2010), so exactly what a context covers is dropped.
+
+Invariants:
+1. ``clock`` covers the dot of every version; dots are distinct; versions are in dot order. Equal records are equal bytes.
+2. ``merge`` is commutative, associative and idempotent. A version survives a merge iff it is live on both sides, or live on
+   one and not covered by the other's clock: nothing is lost that was not superseded, nothing superseded returns.
+3. (A) An actor mints a dot for a key only if its record accounts for all its earlier dots on that key. A node that may have
+   forgotten some starts a new stint, i.e. goes on as a new actor.
+
+The clock is never pruned by size or age: that would make siblings out of ancestors (Riak kv#1864).
+All functions are pure; O(versions + clock entries), both a handful.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cartwheel.core.errors import CorruptData
+from cartwheel.core.types import Actor, Clock, Dot
+
+
+class Version(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One write that nothing has superseded yet."""
+
+    actor: Actor
+    counter: int
+    """The coordinator's hybrid logical clock reading: the time of the write, too."""
+    value: bytes | None
+    """None: a tombstone."""
+    expires_at_ms: int = 0
+    """The wall time from which the version counts as deleted, in ms since 1970; 0: never."""
+    request_id: bytes = b""
+    """Names the client's request: a retry through another coordinator is another version with the same id."""
+
+    @property
+    def dot(self) -> Dot:
+        """The name of this write."""
+        return self.actor, self.counter
+
+    def live(self, wall_ms: int) -> bool:
+        """Whether this version shows a value at ``wall_ms``: neither a tombstone nor expired."""
+        return self.value is not None and not 0 < self.expires_at_ms <= wall_ms
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """All that a replica knows of a key."""
+
+    clock: Clock
+    versions: tuple[Version, ...]
+
+
+EMPTY = Record({}, ())
+"""The record of a key that was never written."""
+
+_encoder = msgspec.msgpack.Encoder(order="sorted")
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+def _dot_order(version: Version) -> Dot:
+    return version.actor, version.counter
+
+
+def covers(clock: Clock, version: Version) -> bool:
+    """Whether a holder of ``clock`` has seen the write that made ``version``."""
+    return version.counter <= clock.get(version.actor, -1)
+
+
+def merge_clocks(ours: Clock, theirs: Clock) -> Clock:
+    """The least clock that covers both. Returns one of its arguments where that suffices."""
+    merged: Clock | None = None
+    for actor, counter in theirs.items():
+        if counter > ours.get(actor, -1):
+            if merged is None:
+                merged = dict(ours)
+            merged[actor] = counter
+    return ours if merged is None else merged
+
+
+def descends(clock: Clock, other: Clock) -> bool:
+    """Whether ``clock`` accounts for everything that ``other`` does."""
+    return all(counter <= clock.get(actor, -1) for actor, counter in other.items())
+
+
+def _holds(versions: tuple[Version, ...], wanted: Version) -> bool:
+    """Whether a version with the same dot is among ``versions``: the same write, so the same value."""
+    counter, actor = wanted.counter, wanted.actor
+    return any(v.counter == counter and v.actor == actor for v in versions)
+
+
+def merge(ours: Record, theirs: Record) -> Record:
+    """Join what two replicas know (the paper's syntactic reconciliation).
+
+    Returns ``ours`` or ``theirs`` itself where that is the result, so that callers can see by identity that nothing changed.
+    """
+    our_versions, their_versions = ours.versions, theirs.versions
+    our_clock, their_clock = ours.clock, theirs.clock
+    kept = [v for v in our_versions if not covers(their_clock, v) or _holds(their_versions, v)]
+    kept_count = len(kept)
+    kept += [v for v in their_versions if not covers(our_clock, v)]
+    clock = merge_clocks(our_clock, their_clock)
+    if clock is our_clock and kept_count == len(kept) == len(our_versions):
+        return ours
+    if len(kept) == len(their_versions) and descends(their_clock, our_clock) and all(_holds(their_versions, v) for v in kept):
+        return theirs
+    kept.sort(key=_dot_order)
+    return Record(clock, tuple(kept))
+
+
+def put(
+    record: Record,
+    context: Clock,
+    dot: Dot,
+    value: bytes | None,
+    *,
+    expires_at_ms: int = 0,
+    request_id: bytes = b"",
+) -> Record:
+    """Add a write: versions that ``context`` covers are superseded, the others stay as its siblings.
+
+    ``context`` is what the client had read; ``record.clock`` supersedes all that this replica holds, ``{}`` nothing.
+    The dot must be fresh: above everything that the record accounts for of its actor (invariant A).
+    """
+    actor, counter = dot
+    assert counter > record.clock.get(actor, -1), f"dot {dot} minted twice"
+    assert counter > context.get(actor, -1), f"context covers the new dot {dot}"
+    kept = [v for v in record.versions if not covers(context, v)]
+    kept.append(Version(actor, counter, value, expires_at_ms, request_id))
+    if len(kept) > 1:
+        kept.sort(key=_dot_order)
+    clock = {**merge_clocks(record.clock, context), actor: counter}
+    return Record(clock, tuple(kept))
+
+
+def newest(record: Record) -> Version | None:
+    """The version with the highest clock reading (ties: by actor), tombstones included; None if there is none."""
+    versions = record.versions
+    if len(versions) == 1:
+        return versions[0]
+    return max(versions, key=lambda v: (v.counter, v.actor), default=None)
+
+
+def only_newest(record: Record) -> Record:
+    """Last writer wins: the record with its newest version alone. Converges because readings respect causality."""
+    if len(record.versions) < 2:
+        return record
+    winner = newest(record)
+    assert winner is not None
+    return Record(record.clock, (winner,))
+
+
+def siblings(record: Record, wall_ms: int) -> list[Version]:
+    """The live versions as a client sees them, in dot order: one per request id (a retried write is one write)."""
+    found: list[Version] = []
+    seen: set[bytes] = set()
+    for version in record.versions:
+        if version.live(wall_ms):
+            if version.request_id:
+                if version.request_id in seen:
+                    continue
+                seen.add(version.request_id)
+            found.append(version)
+    return found
+
+
+def by_request(record: Record, request_id: bytes) -> Version | None:
+    """The version that an earlier try of this request left, if it is still there."""
+    return next((v for v in record.versions if v.request_id == request_id), None)
+
+
+def encode(record: Record) -> bytes:
+    """The canonical bytes of a record: equal records, equal bytes, whatever order they were built in."""
+    return _encoder.encode(record)
+
+
+def decode(data: bytes | memoryview) -> Record:
+    """Read canonical bytes.
+
+    Raises:
+        CorruptData: the bytes are not those of a record.
+    """
+    try:
+        record = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptData(f"not a record: {error}") from None
+    return record
+
+
+def check(record: Record) -> None:
+    """Assert invariant 1."""
+    dots = [v.dot for v in record.versions]
+    assert dots == sorted(set(dots)), f"dots not distinct and in order: {dots}"
+    for version in record.versions:
+        assert covers(record.clock, version), f"clock {record.clock} does not cover {version.dot}"
+
+
+def as_dict(record: Record) -> dict[str, Any]:
+    """For ``explain``: the clock, and each version's dot, size and fate."""
+    return {
+        "clock": dict(sorted(record.clock.items())),
+        "versions": [
+            {
+                "dot": [v.actor, v.counter],
+                "bytes": None if v.value is None else len(v.value),
+                "tombstone": v.value is None,
+                "expires_at_ms": v.expires_at_ms,
+            }
+            for v in record.versions
+        ],
+    }
+
+
+def strip(record: Record) -> Record:
+    """The record without its values, for listing: it merges like the whole one."""
+    return Record(
+        record.clock,
+        tuple(v if v.value is None else msgspec.structs.replace(v, value=b"") for v in record.versions),
+    )
