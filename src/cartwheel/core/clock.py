@@ -8,7 +8,8 @@ Readings are the counters of dots (see ``versions``), so they must never repeat,
 reading above it, and whoever makes such a reading known must first make a higher mark durable (``needs_mark``).
 
 Invariants:
-1. ``tick()`` is greater than every earlier ``tick()`` of this node, in this life or an earlier one, and than every reading observed.
+1. ``tick()`` is greater than every earlier ``tick()`` of this node, in this life or an earlier one, and than every reading
+   observed.
 2. A reading over ``skew_ms_max`` ahead of the wall is never observed: one broken clock must not drag all others along.
 
 *Departs from the paper:* its counters are small integers per key and node; a time in their place gives last-writer-wins
@@ -49,9 +50,9 @@ class HybridClock:
         """The highest reading given out or observed."""
         return self._last
 
-    def tick(self, wall_ms: int) -> int:
-        """Give out a new reading."""
-        self._last = max(self._last + 1, wall_ms << LOGICAL_BITS)
+    def tick(self, wall_ms: int, floor: int = 0) -> int:
+        """Give out a new reading, above ``floor`` too."""
+        self._last = max(self._last + 1, wall_ms << LOGICAL_BITS, floor + 1)
         return self._last
 
     def observe(self, remote: int, wall_ms: int) -> None:

@@ -1,12 +1,16 @@
 """Context tokens: what a ``get`` hands to the client, for its next ``put`` to hand back (sections 4.1 and 4.4).
 
-    token = base64url( version byte | msgpack [clock, coordinator] | MAC )
+    token = base64url( version byte | msgpack [clock, coordinator, dots] | MAC )
     MAC   = keyed BLAKE2b, 16 bytes, over bucket, key and all before it
 
 A token is opaque to clients, bound to its key, and authenticated with the cluster's secret: a forged context with a huge
 counter would silently swallow every later write of that actor (it would count as "already seen"), and a token of another
 key would supersede what its holder never read. The **coordinator** is the node that answered the read fastest; a put
 through a non-owner goes there first (section 5: it likely keeps "read your writes").
+
+**Dots beside the clock.** The context after a ``put`` that left siblings must cover that put and what its client had read,
+but not siblings the client never saw. A clock cannot say so (an entry covers everything up to it), so such a context keeps
+the one write as a dot beside the clock it was made with. After a ``get``, or where no sibling is left, it is a clock alone.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import hmac
 import msgspec
 
 from cartwheel.core.errors import BadContext
-from cartwheel.core.types import Clock, NodeId
+from cartwheel.core.types import Clock, Dot, NodeId
 
 _FORMAT = 1
 _MAC_BYTES = 16
@@ -32,6 +36,7 @@ class Context(msgspec.Struct, frozen=True, array_like=True):
 
     clock: Clock
     coordinator: NodeId = ""
+    dots: tuple[Dot, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder(order="sorted")

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from cartwheel.core.errors import Code, PeerError
-from cartwheel.core.types import Clock, Durability, NodeId
+from cartwheel.core.types import Clock, Dot, Durability, NodeId
 from cartwheel.core.versions import Record
 
 
@@ -101,6 +101,8 @@ class PutRequest(_Message):
     """0: the configured one."""
     coordinator: NodeId = ""
     """Who should coordinate if we cannot: from the client's context."""
+    dots: tuple[Dot, ...] = ()
+    """Writes seen besides those that ``context`` covers (see ``context``)."""
 
 
 class Forward(_Message, tag=7):
@@ -168,9 +170,10 @@ class Stored(_Message, tag="stored"):
     """A put was stored durably by W nodes."""
 
     clock: Clock
-    """The record's clock at the coordinator after the put: the context for the next one."""
+    dots: tuple[Dot, ...]
+    """With ``clock``: the context for the client's next put. It covers this write and what it superseded, no unseen sibling."""
     siblings: int
-    """How many live versions the coordinator now holds."""
+    """How many versions the coordinator now holds."""
     coordinator: NodeId
 
 

@@ -22,6 +22,7 @@ All functions are pure; O(versions + clock entries), both a handful.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -111,7 +112,11 @@ def merge(ours: Record, theirs: Record) -> Record:
     clock = merge_clocks(our_clock, their_clock)
     if clock is our_clock and kept_count == len(kept) == len(our_versions):
         return ours
-    if len(kept) == len(their_versions) and descends(their_clock, our_clock) and all(_holds(their_versions, v) for v in kept):
+    if (
+        len(kept) == len(their_versions)
+        and descends(their_clock, our_clock)
+        and all(_holds(their_versions, v) for v in kept)
+    ):
         return theirs
     kept.sort(key=_dot_order)
     return Record(clock, tuple(kept))
@@ -123,23 +128,41 @@ def put(
     dot: Dot,
     value: bytes | None,
     *,
+    seen: Collection[Dot] = (),
     expires_at_ms: int = 0,
     request_id: bytes = b"",
 ) -> Record:
-    """Add a write: versions that ``context`` covers are superseded, the others stay as its siblings.
+    """Add a write: versions that ``context`` covers, and those in ``seen``, are superseded, the others stay as its siblings.
 
     ``context`` is what the client had read; ``record.clock`` supersedes all that this replica holds, ``{}`` nothing.
-    The dot must be fresh: above everything that the record accounts for of its actor (invariant A).
+    The dot must be fresh: above everything that the record accounts for of its actor (invariant A). A dot in ``seen`` that
+    the record does not account for yet cannot be noted in a clock, so it has no effect: merge first (``accounts_for``).
     """
     actor, counter = dot
     assert counter > record.clock.get(actor, -1), f"dot {dot} minted twice"
     assert counter > context.get(actor, -1), f"context covers the new dot {dot}"
-    kept = [v for v in record.versions if not covers(context, v)]
+    kept = [v for v in record.versions if not covers(context, v) and v.dot not in seen]
     kept.append(Version(actor, counter, value, expires_at_ms, request_id))
     if len(kept) > 1:
         kept.sort(key=_dot_order)
     clock = {**merge_clocks(record.clock, context), actor: counter}
     return Record(clock, tuple(kept))
+
+
+def accounts_for(record: Record, dots: Collection[Dot]) -> bool:
+    """Whether the record knows all these writes, live or superseded."""
+    return all(counter <= record.clock.get(actor, -1) for actor, counter in dots)
+
+
+def context_after_put(record: Record, context: Clock, dot: Dot) -> tuple[Clock, tuple[Dot, ...]]:
+    """What the client that made ``dot`` with ``context`` has seen now, as (clock, dots beside it).
+
+    With no sibling left, the whole clock: all that it covers was superseded on the way to this one version. Otherwise the
+    clock would also cover siblings that the client never read, so the write stays a dot beside what it had read.
+    """
+    if len(record.versions) == 1 and record.versions[0].dot == dot:
+        return record.clock, ()
+    return context, (dot,)
 
 
 def newest(record: Record) -> Version | None:

@@ -1,0 +1,1 @@
+"""How the ring is divided among the nodes. Part of ``core.ring``, which is where others import from."""

@@ -35,34 +35,41 @@ hosts bend that, and where they cap a node (a zone holds at most one of three re
 what remains after the caps. The targets are aimed at, not guaranteed: see ``replica_targets``, and ``tests/core/test_ring.py``
 for the figures.
 
-Cost: O(q) to set up, then at most ``TRIES`` evaluations per moved token and ``REPAIRS`` in all; an evaluation looks at the few
-partitions whose first three entries the token can touch. Tens of milliseconds for q = 1024; only when membership changes.
+Cost: O(q) to set up, then at most ``TRIES`` evaluations per moved token and ``REPAIRS`` rounds of ``PARTNERS`` trades; an
+evaluation looks at the few partitions whose first three entries the token can touch. 10 to 50 ms for q = 1024 and only when
+membership changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-REPLICAS = 3
+REPLICAS: Final = 3
 """The N that replica load is balanced for: "the common (N,R,W) configuration ... is (3,2,2)" (section 6)."""
 
-TRIES = 24
-"""Moves weighed per token moved. Measured: 12 leaves visibly more for repair to do, 48 gains nothing."""
-
-REPAIRS = 2000
-"""Trades weighed per change, at about 20 microseconds each."""
-
-SPACING = 8
+SPACING: Final = 8
 """How far a token looks for another of the same node: buckets with n up to 7 profit from the distance."""
 
-WORK = 500_000
-"""Tokens looked at per change: a bound on time for rings with a rare zone, where walks are long."""
+TRIES: Final = 24
+"""Moves weighed per token moved."""
 
-_SCALE = 1_000_000
+REPAIRS: Final = 400
+REPAIRS_PER_MOVE: Final = 8
+"""Rounds of repair per change, and per token that must move: a change that moves little can upset little."""
+
+PARTNERS: Final = 8
+"""Trades weighed per round of repair."""
+
+WORK: Final = 500_000
+"""Tokens looked at per change, about 50 ns each: a bound on time where walks are long because a zone has few tokens."""
+
+_SCALE: Final = 1_000_000
 """Makes the squared deviations integers."""
 
-_STEP = 48271
-_MODULUS = 2147483647
+_FACTOR: Final = 48_271
+_MODULUS: Final = 2**31 - 1
+"""Repair draws from the "minimal standard" generator (Park and Miller 1988): the same draws everywhere, no seed, no state."""
 
 Places = Sequence[tuple[int, int]]
 """For each node its (zone, host), numbered from 0; a host belongs to one zone."""
@@ -82,12 +89,12 @@ def quotas(q: int, weights: Sequence[int], held: Sequence[int]) -> list[int]:
     high = [max(floor, -(-share // whole)) for floor, share in zip(low, shares, strict=True)]
     due = [min(max(have, floor), ceiling) for have, floor, ceiling in zip(held, low, high, strict=True)]
     excess = sum(due) - q
-    nodes = range(len(weights))
-    if excess > 0:  # those furthest above their share give way
-        for node in sorted((i for i in nodes if due[i] > low[i]), key=lambda i: (shares[i] - due[i] * whole, i))[:excess]:
+    nodes = sorted(range(len(weights)), key=lambda i: (shares[i] - due[i] * whole, i))  # furthest above its share first
+    if excess > 0:
+        for node in [i for i in nodes if due[i] > low[i]][:excess]:
             due[node] -= 1
-    elif excess < 0:  # those furthest below their share take more
-        for node in sorted((i for i in nodes if due[i] < high[i]), key=lambda i: (due[i] * whole - shares[i], i))[:-excess]:
+    elif excess < 0:
+        for node in [i for i in reversed(nodes) if due[i] < high[i]][:-excess]:
             due[node] += 1
     assert sum(due) == q, "floors and ceilings enclose q"
     return due
@@ -159,6 +166,11 @@ def replica_targets(q: int, weights: Sequence[int], places: Places) -> list[int]
     return targets
 
 
+_Picks = tuple[int, int, int]
+_Undo = list[tuple[int, _Picks, int]]
+"""What ``give`` changed: (partition, its entries before, its reach before)."""
+
+
 class _Load:
     """The replica loads of a ring that is being changed, and how far they are from their targets.
 
@@ -191,7 +203,7 @@ class _Load:
         for have, goal, scale in zip(self.load, self.target, self.scale, strict=True):
             self.cost += (have - goal) ** 2 * scale
 
-    def _walk(self, partition: int) -> tuple[tuple[int, int, int], int]:
+    def _walk(self, partition: int) -> tuple[_Picks, int]:
         """The first three entries of the partition's preference list, and how far from it the furthest token looked at is."""
         owners, coarse = self.owners, self.coarse
         first = owners[partition]
@@ -212,11 +224,11 @@ class _Load:
             other += 1
         return (first, second, third), max(at, other) - partition
 
-    def give(self, token: int, node: int) -> list[tuple[int, tuple[int, int, int], int]]:
+    def give(self, token: int, node: int) -> _Undo:
         """Make ``node`` the owner of ``token``. Returns what ``take_back`` needs."""
         q, load, target, scale = self.q, self.load, self.target, self.scale
         self.owners[token] = self.owners[token + q] = node
-        undo = []
+        undo: _Undo = []
         for back in range(q):
             partition = (token - back) % q
             if self.reach[partition] < back:
@@ -239,66 +251,67 @@ class _Load:
                     load[winner] += 1
         return undo
 
-    def take_back(self, token: int, node: int, undo: list[tuple[int, tuple[int, int, int], int]], cost: int) -> None:
+    def take_back(self, token: int, node: int, undo: _Undo, cost: int) -> None:
         """Undo ``give``: ``node`` is the owner again, and the cost what it was."""
         self.owners[token] = self.owners[token + self.q] = node
         for partition, picks, reach in undo:
-            for node in self.picks[partition]:
-                self.load[node] -= 1
-            for node in picks:
-                self.load[node] += 1
-            self.picks[partition] = picks
+            if (undone := self.picks[partition]) is not picks:
+                for loser in undone:
+                    self.load[loser] -= 1
+                for winner in picks:
+                    self.load[winner] += 1
+                self.picks[partition] = picks
             self.reach[partition] = reach
         self.cost = cost
 
 
 class _Claim:
-    """One change under way. Invariant: tokens above quota and tokens below quota always add up to the same number."""
+    """One change under way. Nodes are numbers; the one after the last stands for whoever left."""
 
     def __init__(self, owners: Sequence[int], weights: Sequence[int], places: Places) -> None:
-        self.q = len(owners)
-        self.nodes = range(len(weights))
         leaver = len(weights)
-        self.owners = [leaver if owner < 0 else owner for owner in owners]
-        self.before = list(self.owners)
-        self.held = [0] * (leaver + 1)
+        self.q = len(owners)
+        self.nodes = range(leaver)
+        self.before = [leaver if owner < 0 else owner for owner in owners]
+        self.owners = list(self.before)
+        self.held = [0] * (leaver + 1)  # Invariant: how often each occurs in owners
         for owner in self.owners:
             self.held[owner] += 1
-        self.due = [*quotas(self.q, weights, self.held[:-1]), 0]
-        self.least = sum(max(0, due - held) for due, held in zip(self.due, self.held, strict=True))
-        self.moved = 0
+        self.due = [*quotas(self.q, weights, self.held[:leaver]), 0]
+        self.least = self._need()
         self.places = places
-        self.balanced = len(weights) > REPLICAS and min(self.due[:-1]) > 0  # else nothing to gain, or too few tokens
-        self.target = replica_targets(self.q, weights, places) if self.balanced else []
-        self.load: _Load | None = None
-        self._weigh()
+        # With fewer nodes every load is given; with a node without tokens there are too few to balance.
+        balanced = leaver > REPLICAS and min(self.due[:leaver]) > 0
+        self.target = replica_targets(self.q, weights, places) if balanced else []
+        self.load = self._weigh()
 
-    def _weigh(self) -> None:
-        """Set up the replica loads of the ring as it is now, if enough nodes own tokens."""
+    def _need(self) -> int:
+        return sum(max(0, due - held) for due, held in zip(self.due, self.held, strict=True))
+
+    def _weigh(self) -> _Load | None:
+        """The replica loads of the ring as it is now; None if there is nothing to balance."""
         present = [node for node in self.nodes if self.held[node]]
-        if self.balanced and len(present) >= REPLICAS:
-            self.load = _Load(self.owners, Spread(self.places, present), self.target)
+        if not self.target or len(present) < REPLICAS:
+            return None
+        return _Load(self.owners, Spread(self.places, present), self.target)
 
     def move(self) -> None:
-        """Bring every node to its quota (step 2)."""
-        while need := sum(max(0, due - held) for due, held in zip(self.due, self.held, strict=True)):
-            given = [token for token in range(self.q) if self.held[self.owners[token]] > self.due[self.owners[token]]]
+        """Bring every node to its quota (step 2). More than one pass only if a segment's givers have all given elsewhere."""
+        held, due = self.held, self.due
+        while need := self._need():
+            given = [token for token, owner in enumerate(self.owners) if held[owner] > due[owner]]
             for k in range(need):
-                best = self._best(given[k * len(given) // need : (k + 1) * len(given) // need])
-                if best is not None:
-                    self._give(*best)
+                segment = given[k * len(given) // need : (k + 1) * len(given) // need]
+                tokens = [token for token in segment if held[self.owners[token]] > due[self.owners[token]]]
+                if tokens:
+                    self._give(*self._best(tokens))
 
-    def _best(self, segment: list[int]) -> tuple[int, int] | None:
-        """The best (token, receiver) of a segment, or None if all its givers are down to their quota by now."""
+    def _best(self, tokens: list[int]) -> tuple[int, int]:
+        """The best (token, receiver) for one of these tokens to go to."""
         held, due, load = self.held, self.due, self.load
-        tokens = [token for token in segment if held[self.owners[token]] > due[self.owners[token]]]
-        if not tokens:
-            return None
         tokens = tokens[:: 1 + (len(tokens) - 1) // TRIES]
         takers = sorted((node for node in self.nodes if held[node] < due[node]), key=lambda i: (held[i] - due[i], i))
         takers = takers[: max(1, TRIES // len(tokens))]
-        if len(tokens) == len(takers) == 1:
-            return tokens[0], takers[0]
         options = []
         for token in tokens:
             for node in takers:
@@ -315,13 +328,12 @@ class _Claim:
         """How many tokens from ``token`` the nearest one of ``node`` is, up to ``SPACING``."""
         owners, q = self.owners, self.q
         for distance in range(1, SPACING):
-            if owners[(token + distance) % q] == node or owners[token - distance] == node:
+            if node in (owners[(token + distance) % q], owners[(token - distance) % q]):
                 return distance
         return SPACING
 
     def _give(self, token: int, node: int) -> None:
-        giver = self.owners[token]
-        self.held[giver] -= 1
+        self.held[self.owners[token]] -= 1
         self.held[node] += 1
         self.owners[token] = node
         if self.load is not None:
@@ -329,55 +341,53 @@ class _Claim:
 
     def repair(self) -> None:
         """Trade tokens in pairs while some replica load is out of tolerance (step 3)."""
-        self.load = None
-        self._weigh()  # with every new node's place in reach
-        load = self.load
+        load = self.load = self._weigh()  # anew: by now the places of new nodes are in reach
         if load is None:
             return
         spare = self.least * 6 // 5 - sum(now != then for now, then in zip(self.owners, self.before, strict=True))
+        origin: list[list[int]] = [[] for _ in self.held]
+        for token, owner in enumerate(self.before):
+            origin[owner].append(token)
+        anyone = range(self.q)
         draw = 1
-        tries = 0
-        while tries < REPAIRS and load.work > 0:
+        for _ in range(min(REPAIRS, REPAIRS_PER_MOVE * self.least)):
             uneven = [i for i in self.nodes if abs(load.load[i] - load.target[i]) > tolerance(load.target[i])]
-            if not uneven:
-                break
-            draw = draw * _STEP % _MODULUS
+            if not uneven or load.work <= 0:
+                return
+            draw = draw * _FACTOR % _MODULUS
             node = uneven[draw % len(uneven)]
-            mine = [token for token in range(self.q) if self.owners[token] == node]
-            draw = draw * _STEP % _MODULUS
+            mine = [token for token, owner in enumerate(self.owners) if owner == node]
+            draw = draw * _FACTOR % _MODULUS
             token = mine[draw % len(mine)]
-            partners = self._partners(token, spare)
-            if not partners:
-                tries += 1
-                continue
-            best = None
-            for _ in range(8):
-                tries += 1
-                draw = draw * _STEP % _MODULUS
+            # Between tokens of one old owner a trade is free: one goes home, the other goes instead.
+            partners = anyone if spare > 1 and draw & 64 else origin[self.before[token]]
+            options = []
+            for _ in range(PARTNERS):
+                draw = draw * _FACTOR % _MODULUS
                 other = partners[draw % len(partners)]
-                cost = self._trade_cost(token, other)
-                if cost < load.cost and (best is None or (cost, other) < best):
-                    best = (cost, other)
-            if best is not None:
-                other = best[1]
-                spare -= self._trade_moves(token, other)
-                one, two = self.owners[token], self.owners[other]
+                moves = self._moves(token, other)
+                if moves <= spare and self._may_trade(token, other):
+                    options.append((self._trade_cost(load, token, other), moves, other))
+            if options and (best := min(options))[0] < load.cost:
+                spare -= best[1]
+                one, two = self.owners[token], self.owners[best[2]]
                 self._give(token, two)
-                self._give(other, one)
+                self._give(best[2], one)
 
-    def _trade_moves(self, token: int, other: int) -> int:
+    def _may_trade(self, token: int, other: int) -> bool:
+        """A node's only token stays: between the two halves of a trade its zone might be off the ring, and a walk without end."""
+        one, two = self.owners[token], self.owners[other]
+        return one != two and self.held[one] > 1 and self.held[two] > 1
+
+    def _moves(self, token: int, other: int) -> int:
+        """How many more tokens are away from their old owners if these two trade owners."""
         now, then = self.owners, self.before
         one, two = now[token], now[other]
-        return (then[token] != two) - (then[token] != one) + (then[other] != one) - (then[other] != two)
+        return (then[token] == one) - (then[token] == two) + (then[other] == two) - (then[other] == one)
 
-    def _partners(self, token: int, spare: int) -> list[int]:
-        mine = self.owners[token]
-        return [u for u in range(self.q) if self.owners[u] != mine and self._trade_moves(token, u) <= spare]
-
-    def _trade_cost(self, token: int, other: int) -> int:
-        load = self.load
-        kept = load.cost
-        one, two = self.owners[token], self.owners[other]
+    def _trade_cost(self, load: _Load, token: int, other: int) -> int:
+        """What the cost would be if these two traded owners."""
+        one, two, kept = self.owners[token], self.owners[other], load.cost
         first = load.give(token, two)
         middle = load.cost
         second = load.give(other, one)
@@ -392,7 +402,7 @@ def claim(owners: Sequence[int], weights: Sequence[int], places: Places) -> list
 
     Nodes are numbers, in the order of their ids, that index ``weights`` (positive) and ``places``. Pure and deterministic.
     """
-    work = _Claim(owners, weights, places)
-    work.move()
-    work.repair()
-    return work.owners
+    change = _Claim(owners, weights, places)
+    change.move()
+    change.repair()
+    return change.owners

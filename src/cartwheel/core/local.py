@@ -1,0 +1,199 @@
+"""What the machines of one node share: its settings, store and clock, its view of the ring, and the list of effects.
+
+The machines (``coordinator``, ``replica``, ``coverage``, ``membership``) do not know one another; they meet in ``node``, and
+here. All writes of records go through ``write_record``, all reads through ``read_record``: there a checksum is verified, and
+there a node that finds that it has forgotten something becomes a new stint.
+
+Invariant: ``actor`` changes before the next dot is minted whenever this node may have forgotten a dot of its own (versions,
+invariant A): its record fails its checksum, or another node's record accounts for a dot of ours that ours does not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from cartwheel.core import versions
+from cartwheel.core.clock import HybridClock
+from cartwheel.core.config import BucketProps, Config
+from cartwheel.core.errors import CorruptData
+from cartwheel.core.messages import Effect, Message, Reply, Result, Send
+from cartwheel.core.ring import Ring
+from cartwheel.core.storage import Space, Store, seal, split_record_key, unseal
+from cartwheel.core.types import Actor, Clock, Durability, NodeId, make_actor
+from cartwheel.core.versions import Record
+
+META_STINT = b"stint"
+META_MARK = b"clock-mark"
+DEFAULT_PROPS = BucketProps()
+
+
+class Local:
+    """The shared state of one node's machines. ``now_s``, ``wall_ms`` and ``out`` are set anew for each event."""
+
+    def __init__(self, config: Config, store: Store, clock: HybridClock, *, stint: str, boot: int, seed: int) -> None:
+        self.config = config
+        self.node: NodeId = config.node
+        self.store = store
+        self.clock = clock
+        self.random = random.Random(seed)
+        self.now_s = 0.0
+        self.wall_ms = 0
+        self.out: list[Effect] = []
+        self.counters: dict[str, int] = {}
+        self.stint = stint
+        self.actor: Actor = make_actor(self.node, stint)
+        self._stints = 0
+        self._mark_staged = 0
+        self._next_id = boot << 32
+        self.ring: Ring | None = None
+        self.epoch = b""
+        self.buckets: dict[str, BucketProps] = {}
+        self._owners: dict[tuple[int, int], tuple[NodeId, ...]] = {}
+        self.reachable: set[NodeId] = set()
+        self.unreachable: dict[NodeId, str] = {}
+        self.on_write: Callable[[bytes, Record, Record], None] = _ignore
+
+    # --- effects ---
+
+    def send(self, dst: NodeId, message: Message, hold: Durability = Durability.MEMORY) -> None:
+        """Send to a peer, or to ourselves once ``hold`` allows."""
+        self.out.append(Send(dst, message, hold))
+
+    def reply(self, client: object, result: Result, hold: Durability = Durability.MEMORY) -> None:
+        """Answer a client."""
+        self.out.append(Reply(client, result, hold))
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter that ``status`` shows."""
+        self.counters[name] = self.counters.get(name, 0) + by
+
+    def new_id(self) -> int:
+        """A request id that no life of this node used before."""
+        self._next_id += 1
+        return self._next_id
+
+    # --- placement ---
+
+    def place(self, ring: Ring, epoch: bytes, buckets: dict[str, BucketProps]) -> None:
+        """Take a new view of the ring."""
+        self.ring, self.epoch, self.buckets = ring, epoch, buckets
+        self._owners = {}
+
+    def owners(self, record_key: bytes, n: int) -> tuple[NodeId, ...]:
+        """The first n nodes of the key's preference list."""
+        assert self.ring is not None
+        partition = self.ring.partition_of(record_key)
+        owners = self._owners.get((partition, n))
+        if owners is None:
+            owners = self._owners[partition, n] = self.ring.preference(partition)[:n]
+        return owners
+
+    def members(self) -> int:
+        """How many nodes the ring has."""
+        assert self.ring is not None
+        return len(self.ring.members)
+
+    def props(self, bucket: str) -> BucketProps:
+        """The properties of a bucket; one never set has the defaults."""
+        return self.buckets.get(bucket, DEFAULT_PROPS)
+
+    def why_unreachable(self, node: NodeId) -> str:
+        """For the text of a failure."""
+        return self.unreachable.get(node, "not connected yet")
+
+    # --- the clock and the stint ---
+
+    def mint(self, floor: int = 0) -> tuple[int, Durability]:
+        """A fresh reading for a dot, and what must be durable before the dot leaves this node (clock, invariant 1)."""
+        counter = self.clock.tick(self.wall_ms, floor)
+        if counter <= self.clock.limit:
+            return counter, Durability.MEMORY
+        self.renew_mark()
+        return counter, Durability.SYNC
+
+    def renew_mark(self) -> None:
+        """Stage a higher clock mark when half of the lease is used up; it counts once its group is durable."""
+        if not self.store.pending(Space.META, META_MARK):
+            self.clock.marked(self._mark_staged)
+        mark = self.clock.needs_mark(self.wall_ms)
+        if mark is not None and mark > self._mark_staged:
+            self._mark_staged = mark
+            self.store.stage(Space.META, META_MARK, mark.to_bytes(8), Durability.SYNC)
+
+    def start_stint(self, reason: str) -> None:
+        """Go on as a new actor: this node may have forgotten some of its dots."""
+        self._stints += 1
+        self.count(f"stints_{reason}")
+        base = self.stint.partition("+")[0]
+        self.stint = f"{base}+{self._stints}"
+        self.actor = make_actor(self.node, self.stint)
+        self.store.stage(Space.META, META_STINT, self.stint.encode(), Durability.SYNC)
+
+    def notice_amnesia(self, ours: Record, theirs: Clock) -> None:
+        """Start a new stint if ``theirs`` accounts for a dot of our actor that our record does not."""
+        if theirs.get(self.actor, -1) > ours.clock.get(self.actor, -1):
+            self.start_stint("amnesia")
+
+    # --- records ---
+
+    def read_sealed(self, record_key: bytes) -> bytes | None:
+        """The sealed record as stored, its checksum verified.
+
+        Raises:
+            CorruptData: the checksum fails. The node has become a new stint.
+        """
+        sealed = self.store.get(Space.RECORDS, record_key)
+        if sealed is not None:
+            try:
+                unseal(record_key, sealed)
+            except CorruptData:
+                self.count("corrupt_records")
+                self.start_stint("corrupt")
+                raise
+        return sealed
+
+    def read_record(self, record_key: bytes) -> Record:
+        """The record, or the empty one. A corrupt one counts as forgotten: empty, after a new stint."""
+        try:
+            sealed = self.read_sealed(record_key)
+        except CorruptData:
+            return versions.EMPTY
+        return versions.EMPTY if sealed is None else versions.decode(memoryview(sealed)[8:])
+
+    def write_record(self, record_key: bytes, old: Record, new: Record, durability: Durability) -> bytes:
+        """Stage ``new`` over ``old`` and return it sealed."""
+        sealed = seal(record_key, versions.encode(new))
+        self.write_sealed(record_key, old, new, sealed, durability)
+        return sealed
+
+    def write_sealed(self, record_key: bytes, old: Record, new: Record, sealed: bytes, durability: Durability) -> None:
+        """Stage ``new``, already sealed, over ``old``."""
+        self.store.stage(Space.RECORDS, record_key, sealed, durability)
+        self.on_write(record_key, old, new)
+
+    def absorb(self, record_key: bytes, sealed: bytes, durability: Durability) -> None:
+        """Merge a record from another node into ours and stage the result, even if it is what we had: whoever asks for
+        an ack at ``durability`` may ask for more than the earlier write did.
+
+        Raises:
+            CorruptData: what came fails its checksum or does not parse. Nothing is changed.
+        """
+        theirs = versions.decode(unseal(record_key, sealed))
+        ours = self.read_record(record_key)
+        self.notice_amnesia(ours, theirs.clock)
+        merged = self.settle(record_key, versions.merge(ours, theirs))
+        if merged is theirs:
+            self.write_sealed(record_key, ours, merged, sealed, durability)
+        else:
+            self.write_record(record_key, ours, merged, durability)
+
+    def settle(self, record_key: bytes, record: Record) -> Record:
+        """Apply the bucket's reconciliation to a merged record: in an ``lww`` bucket only the newest version stays."""
+        if len(record.versions) > 1 and self.props(split_record_key(record_key)[0]).reconcile == "lww":
+            return versions.only_newest(record)
+        return record
+
+
+def _ignore(record_key: bytes, old: Record, new: Record) -> None:
+    """Nobody counts keys yet."""

@@ -1,0 +1,274 @@
+"""The judges: each promise of the store as a pure function over a history that returns its violations.
+
+    C1   set + sibling merge    no acknowledged element of a set is lost, none appears that nobody added       check_set
+    C2   exact supersession     a version goes only when a write that had seen it takes its place, and then     check_supersession
+                                 for good; the main oracle. Between deletes and puts it is called C6
+    LWW  last writer wins       the one that remains is no older than any acknowledged one                     check_last_writer_wins
+    C3   sessions               a process reads its own writes; going back in time is counted                   check_sessions
+    FRESH quorums overlap       with R+W>N and no fallbacks a get sees every put acknowledged before it         check_fresh
+    C5   convergence            healed and read once, all owners hold the same canonical bytes                  check_convergence
+    C8   availability           while nothing disturbs the cluster, nothing fails                              check_available
+    P7   honest failures        "rejected" means certainly not applied                                         check_rejected
+    TTL  expiry                 a value is shown until it expires, and never after                             check_expiry
+
+C7 (dots) and C9 (durability) are asked while the run goes on; see ``ledgers``.
+
+**How C2 works.** Each mint tells what it supersedes: the versions that its client had read (a blind write: what its
+coordinator held). ``past(d)`` is the transitive closure, kept as an int bitset for each dot. A version d is *present* in a set
+S of versions if it is in S or in the past of a member. Nothing acknowledged, nor anything that a client was shown, may ever
+be absent from what is left at the end; and no two versions of which one is in the other's past may be seen together: that
+would be a false sibling, or a deleted value risen again. Checking costs O(1) big-int operations per mint and read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cartwheel.core.errors import Code
+from cartwheel.core.types import Dot
+from cartwheel.sim.history import KeyHistory, Mint, Status, Try, Violation, dot_text
+
+
+class Pasts:
+    """The causal past of every dot of one key, as bitsets over the order of minting."""
+
+    def __init__(self, mints: dict[Dot, Mint]) -> None:
+        self.index: dict[Dot, int] = {}
+        self._with_past: dict[Dot, int] = {}
+        for number, (dot, mint) in enumerate(mints.items()):
+            self.index[dot] = number
+            self._with_past[dot] = self.covered(mint.replaced) | 1 << number
+
+    def bits(self, dots: Iterable[Dot]) -> int:
+        """The dots themselves. Unknown ones count for nothing: they are reported as such."""
+        found = 0
+        for dot in dots:
+            if dot in self.index:
+                found |= 1 << self.index[dot]
+        return found
+
+    def covered(self, dots: Iterable[Dot]) -> int:
+        """The dots and all that they supersede: what is present in this set."""
+        found = 0
+        for dot in dots:
+            found |= self._with_past.get(dot, 0)
+        return found
+
+    def superseded(self, dots: Iterable[Dot]) -> int:
+        """What is in the past of some of the dots."""
+        found = 0
+        for dot in dots:
+            if dot in self.index:
+                found |= self._with_past[dot] & ~(1 << self.index[dot])
+        return found
+
+    def names(self, bits: int) -> list[Dot]:
+        """The dots behind a bitset, in order of minting."""
+        return [dot for dot, number in self.index.items() if bits >> number & 1]
+
+
+def _told(history: KeyHistory, dots: Iterable[Dot]) -> str:
+    """Dots for a message, each with its write."""
+    return " ".join(
+        f"{dot_text(dot)} (#{history.mints[dot].write})" if dot in history.mints else f"{dot_text(dot)} (nobody's)"
+        for dot in dots
+    )
+
+
+def _check_seen(history: KeyHistory, pasts: Pasts, dots: Sequence[Dot], where: str, at: float) -> list[Violation]:
+    """What holds for every set of versions that anyone sees together: each was written, and none supersedes another."""
+    unknown = [dot for dot in dots if dot not in pasts.index]
+    if unknown:
+        return [Violation("C2", history.key, f"{where} shows versions that nobody wrote: {_told(history, unknown)}", at)]
+    both = pasts.bits(dots) & pasts.superseded(dots)
+    if not both:
+        return []
+    gone = pasts.names(both)
+    winners = [dot for dot in dots if pasts.superseded([dot]) & both]
+    risen = any(history.mints[dot].tombstone for dot in winners)
+    rule, what = ("C6", "a deleted version") if risen else ("C2", "a superseded version")
+    text = f"{where} shows {what} beside what superseded it: {_told(history, gone)} in the past of {_told(history, winners)}"
+    return [Violation(rule, history.key, text, at)]
+
+
+def check_supersession(history: KeyHistory, *, durable: bool = True) -> list[Violation]:
+    """C2. Without ``durable`` (a bucket whose promises a fault of the run may break) only what is seen is checked.
+
+    What a client was shown must stay, acknowledged or not: replicas show only what is durable.
+    """
+    pasts = Pasts(history.mints)
+    found: list[Violation] = []
+    shown: set[Dot] = set()
+    for read in history.reads:
+        if read.status is Status.OK:
+            where = f"the get of p{read.process} via {read.node}"
+            found += _check_seen(history, pasts, read.dots, where, read.completed_at)
+            shown.update(read.dots)
+    acked = pasts.bits(dot for write in history.writes.values() for dot in write.acked)
+    for dots in sorted({final.dots for final in history.finals.values()}):
+        nodes = ", ".join(sorted(node for node, final in history.finals.items() if final.dots == dots))
+        found += _check_seen(history, pasts, dots, f"the final record of {nodes}", 0.0)
+        if not durable:
+            continue
+        covered = pasts.covered(dots)
+        lost = acked & ~covered
+        if lost:
+            told = _told(history, pasts.names(lost))
+            found.append(Violation("C2", history.key, f"acknowledged and lost at {nodes}: {told}"))
+        vanished = pasts.bits(shown) & ~covered & ~lost
+        if vanished:
+            told = _told(history, pasts.names(vanished))
+            found.append(Violation("C2", history.key, f"shown to a client, then lost at {nodes}: {told}"))
+    return found
+
+
+def check_last_writer_wins(history: KeyHistory, *, durable: bool = True) -> list[Violation]:
+    """LWW: at most one version remains; every acknowledged one is in its past, or older by the clock."""
+    pasts = Pasts(history.mints)
+    found: list[Violation] = []
+    acked = {dot for write in history.writes.values() for dot in write.acked}
+    for node, final in sorted(history.finals.items()):
+        unknown = [dot for dot in final.dots if dot not in pasts.index]
+        if unknown:
+            found.append(Violation("LWW", history.key, f"{node} holds what nobody wrote: {_told(history, unknown)}"))
+            continue
+        if len(final.dots) > 1:
+            found.append(Violation("LWW", history.key, f"{node} holds siblings: {_told(history, final.dots)}"))
+        if not durable:
+            continue
+        covered = pasts.covered(final.dots)
+        newest = max(((counter, actor) for actor, counter in final.dots), default=(-1, ""))
+        lost = [d for d in pasts.names(pasts.bits(acked) & ~covered) if (d[1], d[0]) > newest]
+        if lost:
+            text = f"{node} holds {_told(history, final.dots)} but newer ones were acknowledged: {_told(history, lost)}"
+            found.append(Violation("LWW", history.key, text))
+    return found
+
+
+def check_set(
+    key: str, attempted: set[int], acked: set[int], finals: dict[str, set[int]]
+) -> tuple[list[Violation], int]:
+    """C1, over the elements of a set that clients grow by read, union, put. Also counts the recovered ones: never
+    acknowledged, but there."""
+    found: list[Violation] = []
+    recovered: set[int] = set()
+    for node, elements in sorted(finals.items()):
+        lost, phantom = acked - elements, elements - attempted
+        if lost:
+            found.append(Violation("C1", key, f"acknowledged elements lost at {node}: {sorted(lost)[:20]}"))
+        if phantom:
+            found.append(Violation("C1", key, f"elements at {node} that nobody added: {sorted(phantom)[:20]}"))
+        recovered |= elements & attempted - acked
+    return found, len(recovered)
+
+
+def check_fresh(history: KeyHistory) -> list[Violation]:
+    """FRESH: a get that begins after a put was acknowledged shows it, or what superseded it.
+
+    Premise: R + W > N, and every ack and answer came from an owner (no fallback stood in for one).
+    """
+    pasts = Pasts(history.mints)
+    acks = sorted((write.completed_at, write.id) for write in history.writes.values() if write.status is Status.OK)
+    found: list[Violation] = []
+    must, position = 0, 0
+    for read in sorted(history.reads, key=lambda r: r.invoked_at):
+        while position < len(acks) and acks[position][0] < read.invoked_at:
+            must |= pasts.bits(history.writes[acks[position][1]].acked)
+            position += 1
+        if read.status is not Status.OK:
+            continue
+        missing = must & ~pasts.covered(read.dots)
+        if missing:
+            told = _told(history, pasts.names(missing)[:5])
+            text = f"the get of p{read.process} via {read.node} from {read.invoked_at:.3f} misses the acknowledged {told}"
+            found.append(Violation("FRESH", history.key, text, read.completed_at))
+    return found
+
+
+def check_sessions(history: KeyHistory, *, strict: bool = True) -> tuple[list[Violation], dict[str, int]]:
+    """C3: read your writes, a violation if ``strict`` (the premise of FRESH holds), else counted; and how often a process
+    read an older state than it had seen (monotonic reads), which quorums do not promise for writes under way."""
+    pasts = Pasts(history.mints)
+    counts = {"session.reads": 0, "session.stale_own": 0, "session.back_in_time": 0}
+    found: list[Violation] = []
+    writes = [w for w in history.writes.values() if w.status is Status.OK]
+    reads = [r for r in history.reads if r.status is Status.OK]
+    for process in sorted({r.process for r in reads}):
+        mine = sorted((w.completed_at, w.id) for w in writes if w.process == process)
+        own, seen, position = 0, 0, 0
+        for read in sorted((r for r in reads if r.process == process), key=lambda r: r.invoked_at):
+            while position < len(mine) and mine[position][0] < read.invoked_at:
+                own |= pasts.bits(history.writes[mine[position][1]].acked)
+                position += 1
+            covered = pasts.covered(read.dots)
+            counts["session.reads"] += 1
+            counts["session.back_in_time"] += bool(seen & ~covered)
+            if own & ~covered:
+                counts["session.stale_own"] += 1
+                if strict:
+                    told = _told(history, pasts.names(own & ~covered)[:5])
+                    text = f"p{process} via {read.node} does not read its own {told}"
+                    found.append(Violation("C3", history.key, text, read.completed_at))
+            seen |= pasts.bits(read.dots)
+    return found, counts
+
+
+def check_convergence(history: KeyHistory) -> list[Violation]:
+    """C5: all owners hold identical bytes, and those are the canonical ones."""
+    found: list[Violation] = []
+    for node, final in sorted(history.finals.items()):
+        if not final.canonical:
+            found.append(Violation("C5", history.key, f"{node} holds bytes that are not canonical"))
+    if len({final.sealed for final in history.finals.values()}) > 1:
+        held = "; ".join(f"{n}: {_told(history, f.dots) or 'nothing'}" for n, f in sorted(history.finals.items()))
+        found.append(Violation("C5", history.key, f"owners differ after healing: {held}"))
+    return found
+
+
+def check_available(tries: Iterable[Try], disturbed: Sequence[tuple[float, float]]) -> list[Violation]:
+    """C8: no request fails for want of a quorum while nothing disturbs the cluster. ``disturbed``: when something did."""
+    found: list[Violation] = []
+    for attempt in tries:
+        if attempt.status is Status.OK or attempt.code not in {Code.NOQUORUM, None}:
+            continue
+        if any(start <= attempt.completed_at and attempt.invoked_at <= end for start, end in disturbed):
+            continue
+        why = f"{attempt.code} {attempt.text}" if attempt.code else "no answer"
+        text = f"a request via {attempt.node} from {attempt.invoked_at:.3f} failed in quiet times: {why}"
+        found.append(Violation("C8", "", text, attempt.completed_at))
+    return found
+
+
+def check_rejected(history: KeyHistory) -> list[Violation]:
+    """P7: a write of which every try was rejected was never minted."""
+    found: list[Violation] = []
+    for mint in history.mints.values():
+        write = history.writes.get(mint.write)
+        if write is not None and write.status is Status.REJECTED:
+            text = f"write #{write.id} was rejected, but {mint.node} minted {dot_text(mint.dot)} of it"
+            found.append(Violation("P7", history.key, text, mint.at))
+    return found
+
+
+def check_expiry(history: KeyHistory, *, slack_ms: int) -> list[Violation]:
+    """TTL: what is shown has not expired, and what has not expired is shown, give or take the clocks' error.
+
+    Versions of one request count as one, so a hidden one may have a shown twin.
+    """
+    found: list[Violation] = []
+    for read in history.reads:
+        if read.status is not Status.OK:
+            continue
+        for dot in read.dots:
+            mint = history.mints.get(dot)
+            write = history.writes.get(mint.write) if mint is not None else None
+            if mint is None or write is None or mint.tombstone:
+                continue
+            until, seen = write.expires_at_ms, write.id in read.shown
+            if seen and 0 < until <= read.wall_ms - slack_ms:
+                text = f"the get via {read.node} shows #{write.id}, {read.wall_ms - until} ms after it expired"
+                found.append(Violation("TTL", history.key, text, read.completed_at))
+            if not seen and (until == 0 or until > read.wall_ms + slack_ms):
+                text = f"the get via {read.node} hides #{write.id}, which has not expired"
+                found.append(Violation("TTL", history.key, text, read.completed_at))
+    return found
