@@ -134,6 +134,10 @@ class Coverage:
             self._local.count("corrupt_records")
             return versions.EMPTY
 
+    def buckets(self) -> list[str]:
+        """The buckets with live keys here."""
+        return sorted(name for name, counts in self._counts.items() if any(n > 0 for n in counts.values()))
+
     def count(self, event: ClientCount) -> None:
         """Ask every node for its counts."""
         local = self._local

@@ -204,6 +204,10 @@ class Node:
 
     # --- for people and tests ---
 
+    def buckets_with_keys(self) -> list[str]:
+        """The buckets that this node holds live keys of."""
+        return self._coverage.buckets()
+
     def status(self) -> Status:
         """A snapshot for ``status`` and ``INFO``."""
         local = self._local

@@ -58,7 +58,10 @@ class Engine(Protocol):
     """An ordered, durable map with atomic batches. One contract test covers every engine.
 
     ``get`` and ``scan`` are called on the event loop's thread only and must be quick; ``apply`` may be called from the commit
-    thread while ``get`` or ``scan`` run, but never by two threads at once.
+    thread while ``get`` or ``scan`` run, but never by two threads at once. Keys are 1 to 64 KiB and some hundred bytes long.
+
+    A damaged engine may raise ``CorruptData`` from ``get`` and ``scan`` (this data is lost here), or ``StorageFailed`` (the disk
+    is broken). After one failed ``apply``, each further one raises ``StorageFailed``.
     """
 
     name: str
@@ -87,9 +90,10 @@ class Engine(Protocol):
 
 
 class MemoryEngine:
-    """The engine in memory: for tests, for the ``memory`` setting, and inside the simulator's disks.
+    """The engine in memory: for tests, for the ``memory`` setting, and inside the simulator's disks. For one thread.
 
-    Keys are sorted only when scanned after new ones came: O(1) get and put, O(n) for such a scan (an almost sorted sort).
+    Keys are sorted only when scanned after a change: get and put are O(1), such a scan is O(n) after new keys (they are merged
+    in) and O(n log n) after a deletion.
     """
 
     name = "memory"
@@ -97,34 +101,52 @@ class MemoryEngine:
     def __init__(self) -> None:
         self._maps: tuple[dict[bytes, bytes], ...] = tuple({} for _ in Space)
         self._keys: list[list[bytes]] = [[] for _ in Space]
-        self._stale = [False for _ in Space]
+        """Sorted. Invariant: unless the space is in ``_stale``, with ``_fresh`` they are the keys of its map, each once."""
+        self._fresh: list[list[bytes]] = [[] for _ in Space]
+        self._stale: set[Space] = set()
+        self._bytes = 0
 
     def get(self, space: Space, key: bytes) -> bytes | None:
         return self._maps[space].get(key)
 
+    def _sorted_keys(self, space: Space) -> list[bytes]:
+        if space in self._stale:
+            self._stale.remove(space)
+            self._keys[space] = sorted(self._maps[space])
+            self._fresh[space] = []
+        elif self._fresh[space]:
+            self._fresh[space].sort()
+            self._keys[space] += self._fresh[space]
+            self._keys[space].sort()  # two sorted runs: one merge
+            self._fresh[space] = []
+        return self._keys[space]
+
     def scan(
         self, space: Space, start: bytes = b"", end: bytes | None = None, *, limit: int
     ) -> list[tuple[bytes, bytes]]:
-        if self._stale[space]:
-            self._keys[space] = sorted(self._maps[space])
-            self._stale[space] = False
-        keys, values = self._keys[space], self._maps[space]
+        keys, values = self._sorted_keys(space), self._maps[space]
         first = bisect.bisect_left(keys, start)
         last = len(keys) if end is None else bisect.bisect_left(keys, end)
         return [(k, values[k]) for k in keys[first : min(last, first + limit)]]
 
     def apply(self, spaces: Sequence[Writes], *, sync: bool) -> None:
         for space, writes in zip(Space, spaces, strict=True):
-            values = self._maps[space]
+            values, fresh = self._maps[space], self._fresh[space]
             for key, value in writes.items():
-                if value is None:
-                    self._stale[space] |= values.pop(key, None) is not None
-                else:
-                    self._stale[space] |= key not in values
+                old = values.get(key)
+                if old is not None:
+                    self._bytes -= len(key) + len(old)
+                    if value is None:
+                        del values[key]
+                        self._stale.add(space)
+                elif value is not None:
+                    fresh.append(key)
+                if value is not None:
                     values[key] = value
+                    self._bytes += len(key) + len(value)
 
     def size_bytes(self) -> int:
-        return sum(len(k) + len(v) for values in self._maps for k, v in values.items())
+        return self._bytes
 
     def close(self) -> None:
         self._maps = ()
@@ -228,6 +250,8 @@ def split_record_key(record_key: bytes) -> tuple[str, bytes]:
     if len(record_key) < start:
         raise CorruptData("a record key is shorter than its position")
     end = start + record_key[POSITION_BYTES]
+    if len(record_key) < end:
+        raise CorruptData("a record key is shorter than its bucket's name")
     try:
         return record_key[start:end].decode(), record_key[end:]
     except UnicodeDecodeError:

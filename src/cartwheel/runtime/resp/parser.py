@@ -43,7 +43,7 @@ _MISSING: Final = object()
 _HEAD = [4 + len(str(n)) - 1 for n in range(256)]
 """Bytes of ``*n CR LF``."""
 _TAKEN = [n + len(str(n)) + 5 for n in range(4096)]
-"""Bytes of ``$n CR LF payload CR LF``. A chunk with longer arguments goes through the strict parser, which knows the limits."""
+"""Bytes of ``$n CR LF payload CR LF``."""
 _HUGE_ARRAY = re.compile(rb"\*[0-9]{6}").search
 """hiredis makes room for as many elements as a header declares, at once: it must not see a large one."""
 _NUMBER = re.compile(rb"0|-?[1-9][0-9]{0,17}").fullmatch
@@ -88,8 +88,8 @@ class Parser:
 
     __slots__ = (
         "_args",
-        "_bulk",
         "_buffer",
+        "_bulk",
         "_bytes",
         "_left",
         "_limit",
@@ -154,7 +154,8 @@ class Parser:
                 for arg in args:
                     if arg.__class__ is not bytes:
                         raise TypeError
-                    total += _TAKEN[len(arg)]
+                    size = len(arg)
+                    total += _TAKEN[size] if size < 4096 else size + len(str(size)) + 5
                 if args:
                     commands.append(args)
                 args = gets()

@@ -1,0 +1,108 @@
+"""``cartwheel start``: one node in the foreground.
+
+The flags are made from the settings themselves (``runtime.settings``), so that none is forgotten; they are passed on as text
+and parsed in one place, whichever way a setting comes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cartwheel import __version__
+from cartwheel.runtime.settings import (
+    SETTING_NAMES,
+    ServerSettings,
+    flag_of,
+    join_address,
+    load_settings,
+)
+
+_HELP = {
+    "node": "This node's name.",
+    "cluster": "The cluster's name.",
+    "data": "The data directory.",
+    "engine": "rocksdb, lmdb or memory.",
+    "host": "The address to listen on.",
+    "insecure": "Allow listening beyond loopback, without TLS and authentication.",
+    "resp_port": "The port for Redis clients.",
+    "peer_port": "The port for the other nodes.",
+    "advertise_host": "The host by which the other nodes reach this one.",
+    "initial_cluster": "The first members: n1=HOST:PORT,n2=HOST:PORT[/zone=Z][/weight=W]...",
+    "secret_file": "The file with the cluster's secret.",
+    "q": "Partitions of the ring, a power of two.",
+    "allow_flush": "Allow FLUSHDB and FLUSHALL.",
+    "allow_best_effort_nx": "Allow SET NX, which is not atomic.",
+    "request_timeout_s": "A request's deadline, in seconds.",
+    "skew_ms_max": "How far ahead another node's clock may be.",
+    "log_level": "debug, info, warning or error.",
+}
+
+
+def _setting_options(command: Any) -> Any:
+    """One option per setting."""
+    for name in reversed(SETTING_NAMES):
+        if isinstance(ServerSettings.__struct_defaults__[ServerSettings.__struct_fields__.index(name)], bool):
+            flag = f"{flag_of(name)}/--no-{name.replace('_', '-')}"
+            command = click.option(flag, name, default=None, help=_HELP[name])(command)
+        else:
+            metavar = {"data": "DIR", "secret_file": "FILE", "initial_cluster": "MEMBERS"}.get(name, "VALUE")
+            command = click.option(flag_of(name), name, metavar=metavar, help=_HELP[name])(command)
+    return command
+
+
+@click.command()
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), envvar="CARTWHEEL_CONFIG", help="A TOML file of settings."
+)
+@_setting_options
+@click.option("--show-settings", is_flag=True, help="Print the settings and where each comes from; start nothing.")
+@click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends: whoever started us is gone.")
+def start(file: Path | None, show_settings: bool, until_eof: bool, **flags: str | bool | None) -> int:
+    """Run one node in the foreground, until Ctrl-C or SIGTERM.
+
+    Settings come from the TOML file, then the environment (CARTWHEEL_*), then the flags; the later one wins. Without any,
+    the node is a cluster of its own on port 7700.
+    """
+    settings, origins = load_settings(flags, os.environ, file)
+    if show_settings:
+        for name in SETTING_NAMES:
+            value = getattr(settings, name)
+            shown = value if name != "initial_cluster" else ",".join(f"{m.node}={m.address}" for m in value)
+            click.echo(f"{name} = {shown}    ({origins[name]})")
+        return 0
+    from cartwheel.runtime import server
+
+    if until_eof:
+        threading.Thread(target=_stop_at_eof, name="until-eof", daemon=True).start()
+
+    def on_ready(started: object) -> None:
+        del started
+        click.echo(_welcome(settings))
+        sys.stdout.flush()
+
+    return server.run(settings, on_ready)
+
+
+def _stop_at_eof() -> None:
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _welcome(settings: ServerSettings) -> str:
+    lines = [f"cartwheel {__version__}: node {settings.node} of cluster {settings.cluster} is serving"]
+    redis = join_address(settings.host, settings.resp_port)
+    lines.append(f"  Redis clients  {redis:<22} redis-cli -p {settings.resp_port}")
+    others = ", ".join(member.node for member in settings.initial_cluster if member.node != settings.node)
+    lines.append(f"  peers          {join_address(settings.host, settings.peer_port):<22} {others and 'with ' + others}".rstrip())
+    lines.append(f"  data           {settings.data} ({settings.engine})")
+    if settings.insecure:
+        lines.append("  insecure: no TLS, no authentication; whoever reaches these ports can do everything")
+    return "\n".join(lines)

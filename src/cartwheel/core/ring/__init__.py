@@ -1,0 +1,34 @@
+"""The ring: which nodes hold a key, and the history of explicit changes that every node folds into the same ring.
+
+Dynamo sections 4.1 to 4.3, 4.8.1 and 6.2 (strategy 3). A key's *position* is the MD5 of bucket and key, 128 bits. The ring of
+positions is cut into q equal *partitions*; each is a *token* that one node owns, so each owned token is a virtual node::
+
+           0 a                  q = 8, owners = a c b a c a c b
+     7 b         1 c
+                                position c4ca4238...: the top log2(q) = 3 bits, 110, say partition 6
+    6 c    ->      2 b
+                                preference(3) = a c b    tokens 5 and 6 are met again: skipped
+     5 a         3 a            preference(6) = c b a    on past the end of the ring
+           4 c
+
+The parts: ``history`` (what was decided), ``ring`` (``position``, ``Ring``, and ``fold``, which turns the one into the other) and
+``claim`` (which tokens move in a change).
+
+Invariants:
+
+1. Same set of changes, same ring: in every process, on every machine. No ``hash()``, no set order, no float decides.
+2. ``preference(p)`` holds every member exactly once; its first entry is ``owners[p]``.
+3. Primary load: a node's number of tokens is its share by weight rounded down or up (a node due less than one token has one, if
+   q allows). So it is within 5 % of the share from 20 tokens per node on.
+4. A change moves at most 1.2 times as many tokens as it must.
+5. Replica load is aimed at, not guaranteed: see ``claim``.
+
+Cost: ``position`` about a microsecond, ``partition_of`` and a repeated ``preference`` a tenth of one. The first
+``preference`` of a partition is O(q + members). A fold costs 10 to 50 ms per membership change at q = 1024, whatever the
+number of nodes; it runs when the history changes, never on a request.
+"""
+
+from cartwheel.core.ring.history import Change, ChangeKind, History, Member
+from cartwheel.core.ring.ring import Folded, Ring, fold, position
+
+__all__ = ["Change", "ChangeKind", "Folded", "History", "Member", "Ring", "fold", "position"]

@@ -1,0 +1,193 @@
+"""Drive a node for real: events in, effects out, one commit and one write per peer for each turn of the loop.
+
+    request or batch ──> Node.handle ──> effects ─┬─ not held: to the peer's outbox, the client, or back to the node
+                                                  └─ held: wait for the group of everything staged before them
+    end of the turn: commit what is staged, send one batch to each peer
+
+A group that needs no sync is written at once, on the loop (a few microseconds). One that does goes to the commit thread; what
+is staged meanwhile forms the next group, so a busy node syncs many writes at once (group commit). Held effects are released
+when their group is done: the promise goes out only when it is true.
+
+Invariants:
+1. At most one group is with the commit thread, and no group is written beside it: groups reach the engine in order.
+2. An effect held at turn t is performed after every write staged up to t is as durable as its group's most careful write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from cartwheel.core.errors import StorageFailed
+from cartwheel.core.messages import TICK_S, Batch, Effect, Event, Halt, Message, Received, Reply, Send, Tick
+from cartwheel.core.node import Node
+from cartwheel.core.storage import Engine, Store
+from cartwheel.core.types import Durability, NodeId
+from cartwheel.runtime.committer import Committer
+
+log = logging.getLogger(__name__)
+
+
+class Outlet(Protocol):
+    """Where messages for peers go."""
+
+    def post(self, dst: NodeId, message: Message) -> None:
+        """Add a message to a peer's outbox. Dropped if the peer is not connected."""
+
+    def flush(self) -> None:
+        """Send every outbox as one batch."""
+
+
+class Driver:
+    """One node on one event loop. All methods on the loop's thread."""
+
+    def __init__(self, node: Node, store: Store, engine: Engine, *, on_halt: Callable[[str], None]) -> None:
+        self.node = node
+        self._store = store
+        self._engine = engine
+        self._on_halt = on_halt
+        self._loop = asyncio.get_running_loop()
+        self._committer = Committer(engine, self._loop, failed=self._storage_failed)
+        self._outlet: Outlet | None = None
+        self._held: list[Effect] = []
+        self._held_flying: list[Effect] = []
+        self._flying = False
+        self._own: list[Message] = []
+        self._scheduled = False
+        self._stopped = False  # takes no more events
+        self._halted = False
+        self._closed = False
+        self._ticker: asyncio.TimerHandle | None = None
+
+    # --- life ---
+
+    def start(self, outlet: Outlet) -> None:
+        """Commit what the node staged at its start, then begin to tick."""
+        self._outlet = outlet
+        self.node.start(time.monotonic(), wall_ms())
+        self._write_now(sync=True)
+        self._tick()
+
+    async def stop(self) -> None:
+        """Let the group under way commit; then, unless the node halted, mark the clean stop and sync. Idempotent."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._stopped = True
+        await self._loop.run_in_executor(None, self._committer.close)
+        if not self._halted and not self._closed:
+            self.node.shutdown(wall_ms())
+            self._write_now(sync=True)
+        self._closed = True
+
+    def _storage_failed(self, error: StorageFailed) -> None:
+        self.halt(f"storage failed: {error}")
+
+    def halt(self, reason: str) -> None:
+        """Stop at once, without the marks of a clean stop: the next start will not trust what was staged."""
+        self._stopped = True
+        if not self._halted:
+            self._halted = True
+            self._on_halt(reason)
+
+    # --- events ---
+
+    def submit(self, event: Event) -> None:
+        """Give the node an event and perform what follows."""
+        if not self._stopped:
+            self._perform(self.node.handle(time.monotonic(), wall_ms(), event))
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._end_turn)
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+        self.submit(Tick())
+
+    def _perform(self, effects: list[Effect]) -> None:
+        outlet, me = self._outlet, self.node.local.node
+        assert outlet is not None
+        for effect in effects:
+            kind = type(effect)
+            if kind is Halt:
+                self.halt(effect.reason)  # type: ignore[union-attr]
+            elif effect.hold:  # type: ignore[union-attr]
+                self._held.append(effect)
+            elif kind is Reply:
+                effect.client.resolve(effect.result)  # type: ignore[union-attr]
+            elif effect.dst == me:  # type: ignore[union-attr]
+                self._own.append(effect.message)  # type: ignore[union-attr]
+            else:
+                outlet.post(effect.dst, effect.message)  # type: ignore[union-attr]
+
+    # --- the end of a turn ---
+
+    def _end_turn(self) -> None:
+        """Commit, release, hear ourselves, until nothing is left to do now; then send."""
+        self._scheduled = False
+        while not self._stopped:
+            if not self._flying:
+                self._commit()
+            if not self._own:
+                break
+            messages, self._own = self._own, []
+            self._perform(self.node.handle(time.monotonic(), wall_ms(), self._from_self(messages)))
+        assert self._outlet is not None
+        self._outlet.flush()
+
+    def _from_self(self, messages: list[Message]) -> Received:
+        return Received(self.node.local.node, Batch(self.node.epoch, messages))
+
+    def _commit(self) -> None:
+        store = self._store
+        if store.staged:
+            if store.durability == Durability.SYNC:
+                self._flying = True
+                self._held_flying, self._held = self._held, []
+                self._committer.submit(store.take(), self._committed)
+                return
+            if not self._write_now(sync=False):
+                return
+        if self._held:
+            held, self._held = self._held, []
+            self._release(held)
+
+    def _write_now(self, *, sync: bool) -> bool:
+        """Write the open group on this thread. False if it failed, and the node has halted."""
+        group = self._store.take()
+        try:
+            self._engine.apply(group.spaces, sync=sync)
+        except StorageFailed as error:
+            self._storage_failed(error)
+            return False
+        self._store.committed()
+        return True
+
+    def _committed(self) -> None:
+        """The commit thread is done with a group."""
+        self._store.committed()
+        self._flying = False
+        if self._stopped:
+            return
+        held, self._held_flying = self._held_flying, []
+        self._release(held)
+        self._end_turn()
+
+    def _release(self, held: list[Effect]) -> None:
+        outlet, me = self._outlet, self.node.local.node
+        assert outlet is not None
+        for effect in held:
+            if isinstance(effect, Send):
+                if effect.dst == me:
+                    self._own.append(effect.message)
+                else:
+                    outlet.post(effect.dst, effect.message)
+            elif isinstance(effect, Reply):
+                effect.client.resolve(effect.result)
+
+
+def wall_ms() -> int:
+    """The wall clock, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

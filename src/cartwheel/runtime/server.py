@@ -1,0 +1,217 @@
+"""One node, for real: data directory, engine, core, driver, links to the peers, and the Redis door.
+
+Started from the inside out and stopped from the outside in: doors close first, then what is staged is committed, the clean stop
+is marked, and the data directory is closed. A node that halts (a failed sync, a broken invariant) marks nothing: its next start
+begins a new stint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import resource
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cartwheel.core.config import BucketProps, Config
+from cartwheel.core.messages import Status
+from cartwheel.core.node import Node
+from cartwheel.core.ring import Change, ChangeKind, History, Member
+from cartwheel.core.storage import Store
+from cartwheel.runtime.datadir import DataDir, open_datadir
+from cartwheel.runtime.driver import Driver, wall_ms
+from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
+from cartwheel.runtime.resp.server import RespServer
+from cartwheel.runtime.settings import ServerSettings
+from cartwheel.runtime.transport import Peers
+
+log = logging.getLogger(__name__)
+
+STINT_EPOCH_S = 1_577_836_800
+"""2020-01-01: stints count seconds from here, to be short."""
+STINT_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Server:
+    """One running node. Also the Redis door's gateway to it."""
+
+    def __init__(self, settings: ServerSettings, datadir: DataDir) -> None:
+        self.server_settings = settings
+        self.settings = DoorSettings(
+            allow_flush=settings.allow_flush, allow_best_effort_nx=settings.allow_best_effort_nx
+        )
+        self.config = core_config(settings)
+        self.engine_name = datadir.identity.engine
+        self.started_at_ms = wall_ms()
+        self.halted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done, with the reason, when the node must stop by itself."""
+        self._datadir = datadir
+        boot = secrets.randbits(32)
+        store = Store(datadir.engine)
+        self.node = Node(
+            self.config, store, history=first_history(settings), stint=new_stint(), boot=boot, seed=secrets.randbits(64)
+        )
+        self._driver = Driver(self.node, store, datadir.engine, on_halt=self._halt)
+        self._peers = Peers(self.node, boot=boot, secret=settings.secret, submit=self._driver.submit)
+        self.resp = RespServer(self, settings.host, settings.resp_port)
+        self.submit: Callable[[ClientEvent], None] = self._driver.submit
+
+    async def start(self) -> None:
+        """Open the doors. When this returns, the node serves."""
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        self._driver.start(self._peers)
+        ring = self.node.local.ring
+        assert ring is not None
+        await self._peers.listen(self.server_settings.host, self.server_settings.peer_port)
+        self._peers.dial({member.node: member.address for member in ring.members.values()})
+        await self.resp.start()
+
+    async def stop(self) -> None:
+        """Close the doors, commit what is staged, mark the clean stop, close the data directory."""
+        await self.resp.stop()
+        await self._peers.stop()
+        await self._driver.stop()
+        self._datadir.close()
+
+    def _halt(self, reason: str) -> None:
+        if not self.halted.done():
+            self.halted.set_result(reason)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception that nobody handled is our bug: a node with a broken invariant must not go on."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            log.critical("internal error", exc_info=error)
+            self._driver.halt(f"internal error: {error!r}")
+        else:
+            loop.default_exception_handler(context)
+
+    # --- the gateway ---
+
+    def bucket_props(self, bucket: str) -> BucketProps:
+        """The properties in force."""
+        return self.node.local.props(bucket)
+
+    def buckets(self) -> list[str]:
+        """Buckets with properties of their own, or with keys here."""
+        return sorted({*self.node.local.buckets, *self.node.buckets_with_keys()})
+
+    def status(self) -> Status:
+        """This node's view."""
+        return self.node.status()
+
+    def data_bytes(self) -> int:
+        """About the size of the stored data."""
+        return self._datadir.engine.size_bytes()
+
+    def wall_ms(self) -> int:
+        """The wall clock."""
+        return wall_ms()
+
+
+def core_config(settings: ServerSettings) -> Config:
+    """The core's part of the settings."""
+    return Config(
+        node=settings.node,
+        cluster=settings.cluster,
+        secret=settings.secret,
+        q=settings.q,
+        request_timeout_s=settings.request_timeout_s,
+        skew_ms_max=settings.skew_ms_max,
+    )
+
+
+def first_history(settings: ServerSettings) -> History:
+    """The history of a new cluster: its first members join, in the order of their names, the same on every node."""
+    members = sorted(settings.initial_cluster, key=lambda spec: spec.node)
+    return History(
+        Change(
+            id=f"{settings.cluster}:first:{spec.node}",
+            at=number,
+            author=spec.node,
+            kind=ChangeKind.JOIN,
+            member=Member(spec.node, spec.address, spec.host, spec.zone, spec.weight),
+        )
+        for number, spec in enumerate(members)
+    )
+
+
+def new_stint() -> str:
+    """A stint name that this node never had: seconds since 2020 and two random digits, in base 36."""
+    number = (int(time.time()) - STINT_EPOCH_S) * 1296 + secrets.randbelow(1296)
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = STINT_DIGITS[digit] + digits
+    return digits
+
+
+def run(settings: ServerSettings, on_ready: Callable[[Server], None]) -> int:
+    """Run one node until SIGTERM or SIGINT (0), or until it halts (1).
+
+    Raises:
+        ConfigError: the data directory is refused.
+        OSError: a port is taken.
+    """
+    assert_assertions()
+    raise_file_limit()
+    datadir = open_datadir(settings.data, cluster=settings.cluster, node=settings.node, engine=settings.engine)
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_serve(settings, datadir, on_ready))
+    finally:
+        datadir.close()
+
+
+async def _serve(settings: ServerSettings, datadir: DataDir, on_ready: Callable[[Server], None]) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = Server(settings, datadir)
+    try:
+        await server.start()
+        spare_the_collector()
+        on_ready(server)
+        server.halted.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+    finally:
+        await server.stop()
+    if server.halted.done():
+        log.critical("halted: %s", server.halted.result())
+        return 1
+    return 0
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it exists, else asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def spare_the_collector() -> None:
+    """Requests make no reference cycles, so collect seldom, and never look again at what was made at the start."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def assert_assertions() -> None:
+    """Refuse to run where assertions are off: they guard the data."""
+    if sys.flags.optimize:
+        raise SystemExit("cartwheel does not run under python -O: its assertions guard your data")
+
+
+def raise_file_limit() -> None:
+    """Use the hard limit of open files: each client and each table of the engine takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,350 @@
+"""Connections between nodes: each node dials every other, and sends over the connections it dialed.
+
+One connection per direction: what A sends to B, requests and answers alike, goes over A's dial; B hears. So there is no tie to
+break when both dial at once, and each direction has its own state (a one-way break is seen as such).
+
+A link is **up** once the handshake is done. The dialer pings every second; without a pong within three, or on any error, the
+link is down, what was under way to that peer is reported lost, and dialing starts again with growing, jittered pauses. The
+acceptor closes a connection on which it hears nothing for five seconds.
+
+Bounded: a link takes at most ``BUFFER_BYTES_MAX`` that the kernel has not; further batches are dropped and counted (messages may
+be lost; the requests behind them end at their deadlines).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import socket
+from collections.abc import Callable
+from typing import cast
+
+from cartwheel.core.errors import PeerError
+from cartwheel.core.messages import Event, Message, PeerDown, PeerUp, Received, decode_batch, encode_batch
+from cartwheel.core.node import Node
+from cartwheel.core.types import NodeId
+from cartwheel.runtime.frames import (
+    CHALLENGE_BYTES,
+    FRAME_BYTES_MAX,
+    PING,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    FrameReader,
+    Hello,
+    Proof,
+    Refusal,
+    Welcome,
+    agree,
+    decode_hand,
+    encode_hand,
+    frame,
+    prove,
+    proven,
+)
+
+log = logging.getLogger(__name__)
+
+PING_S = 1.0
+PONG_TIMEOUT_S = 3.0
+SILENCE_TIMEOUT_S = 5.0
+HANDSHAKE_TIMEOUT_S = 5.0
+DIAL_TIMEOUT_S = 3.0
+BACKOFF_S = (0.05, 1.0)
+"""First and longest pause between dials: a node that returns is noticed within about a second."""
+BUFFER_BYTES_MAX = 64 << 20
+MESSAGES_PER_FRAME = 256
+"""Bounds a frame, and how long the receiver is busy with one."""
+
+
+class Peers:
+    """All links of one node: the outlet of its driver."""
+
+    def __init__(self, node: Node, *, boot: int, secret: bytes, submit: Callable[[Event], None]) -> None:
+        self.node = node
+        self.me: NodeId = node.local.node
+        self.cluster = node.local.config.cluster
+        self.boot = boot
+        self.secret = secret
+        self.submit = submit
+        self.dropped = 0
+        self.refused: dict[str, int] = {}
+        self._links: dict[NodeId, Link] = {}
+        self._tasks: dict[NodeId, asyncio.Task[None]] = {}
+        self._heard: set[Acceptor] = set()
+        self._outboxes: dict[NodeId, list[Message]] = {}
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, host: str, port: int) -> int:
+        """Accept peers; return the port (0 asks the system for one)."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Acceptor(self), host, port)
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def dial(self, addresses: dict[NodeId, str]) -> None:
+        """Keep a link to each of these nodes ("host:port")."""
+        for node, address in sorted(addresses.items()):
+            if node != self.me and node not in self._tasks:
+                self._tasks[node] = asyncio.get_running_loop().create_task(self._keep_link(node, address))
+
+    async def stop(self) -> None:
+        """Close everything."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for acceptor in list(self._heard):
+            acceptor.close()
+        if self._server is not None:
+            self._server.close()
+
+    # --- sending ---
+
+    def post(self, dst: NodeId, message: Message) -> None:
+        """Add to a peer's outbox."""
+        outbox = self._outboxes.get(dst)
+        if outbox is not None:
+            outbox.append(message)
+
+    def flush(self) -> None:
+        """Send each outbox as one write."""
+        for node, outbox in self._outboxes.items():
+            if outbox:
+                self._outboxes[node] = []
+                self._links[node].send(outbox)
+
+    # --- links ---
+
+    async def _keep_link(self, node: NodeId, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        pause_s = BACKOFF_S[0]
+        while True:
+            reason = ""
+            try:
+                async with asyncio.timeout(DIAL_TIMEOUT_S):
+                    _, link = await loop.create_connection(lambda: Link(self, node), host.strip("[]"), int(port))
+                if await link.ready:
+                    pause_s = BACKOFF_S[0]
+                    self._link_up(link)
+                reason = await link.lost
+                self._link_down(link, reason)
+            except OSError as error:
+                reason = error.strerror or str(error) or "no connection"
+            except asyncio.CancelledError:
+                if node in self._links:
+                    self._links[node].close("stopping")
+                raise
+            self.node.local.unreachable.setdefault(node, f"{address}: {reason}")
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(BACKOFF_S[1], pause_s * 2)
+
+    def _link_up(self, link: Link) -> None:
+        log.info("connected to %s", link.node)
+        self._links[link.node] = link
+        self._outboxes[link.node] = []
+        self.submit(PeerUp(link.node))
+
+    def _link_down(self, link: Link, reason: str) -> None:
+        if self._links.get(link.node) is link:
+            log.info("lost %s: %s", link.node, reason)
+            del self._links[link.node], self._outboxes[link.node]
+            self.submit(PeerDown(link.node, reason))
+        else:
+            log.debug("no link to %s: %s", link.node, reason)
+
+    # --- receiving ---
+
+    def judge(self, hello: Hello) -> str | None:
+        """Why this dialer is refused, or None."""
+        if hello.cluster != self.cluster:
+            return f"this is cluster {self.cluster!r}, not {hello.cluster!r}"
+        if hello.node == self.me:
+            return "that is my own node id" + (
+                ": I dialed myself" if hello.boot == self.boot else ", in another process"
+            )
+        if hello.wanted != self.me:
+            return f"this is node {self.me!r}, not {hello.wanted!r}"
+        ring = self.node.local.ring
+        if ring is None or hello.node not in ring.members:
+            return f"{hello.node!r} is not a member of this cluster"
+        if agree(hello.protocol_min, hello.protocol_max) is None:
+            return f"no common protocol: {PROTOCOL_MIN} to {PROTOCOL_MAX} here"
+        return None
+
+    def hear(self, acceptor: Acceptor) -> None:
+        """A peer has proven itself."""
+        self._heard.add(acceptor)
+
+    def unhear(self, acceptor: Acceptor) -> None:
+        """It is gone."""
+        self._heard.discard(acceptor)
+
+
+class _Connection(asyncio.Protocol):
+    """What both ends share: frames in, a deadline for hearing something, closing with a reason."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._reason = "connection closed"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has the methods, not the base class
+        sock = transport.get_extra_info("socket")
+        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENCE_TIMEOUT_S * 1000))
+        self._expect(HANDSHAKE_TIMEOUT_S, "the handshake took too long")
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for payload in self._reader.feed(data):
+                self._frame(payload)
+        except PeerError as error:
+            self.close(str(error))
+
+    def _frame(self, payload: bytes | memoryview) -> None:
+        raise AssertionError("each end reads its own frames")
+
+    def _expect(self, timeout_s: float, reason: str) -> None:
+        """Close with ``reason`` unless this is called again within ``timeout_s``."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = asyncio.get_running_loop().call_later(timeout_s, self.close, reason)
+
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
+    def close(self, reason: str = "closed") -> None:
+        """Close at once."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._reason = reason
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if exc is not None and self._reason == "connection closed":
+            self._reason = str(exc)
+
+
+class Link(_Connection):
+    """The dialer's end: sends batches and pings, hears pongs."""
+
+    def __init__(self, peers: Peers, node: NodeId) -> None:
+        super().__init__(peers)
+        self.node = node
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[bool] = loop.create_future()
+        """True once the handshake is done, False if it failed."""
+        self.lost: asyncio.Future[str] = loop.create_future()
+        """Why the connection ended."""
+        self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
+        self._ping: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peers = self._peers
+        hello = Hello(PROTOCOL_MIN, PROTOCOL_MAX, peers.cluster, peers.me, peers.boot, self.node, self._challenge)
+        self._write(encode_hand(hello))
+
+    def _frame(self, payload: bytes | memoryview) -> None:
+        if self.ready.done():
+            if len(payload):
+                raise PeerError("data on a one-way connection")
+            self._expect(PONG_TIMEOUT_S, "no pong in 3 s")
+            return
+        peers = self._peers
+        hand = decode_hand(payload)
+        if isinstance(hand, Refusal):
+            self.close(f"refused: {hand.reason}")
+        elif not isinstance(hand, Welcome) or hand.node != self.node:
+            raise PeerError("an answer out of turn")
+        elif not proven(hand.proof, peers.secret, peers.cluster, self.node, self._challenge):
+            self.close("it does not hold the cluster's secret")
+        else:
+            self._write(encode_hand(Proof(prove(peers.secret, peers.cluster, peers.me, hand.challenge))))
+            self.ready.set_result(True)
+            self._expect(PONG_TIMEOUT_S, "no pong in 3 s")
+            self._send_ping()
+
+    def _send_ping(self) -> None:
+        self._write(PING)
+        self._ping = asyncio.get_running_loop().call_later(PING_S, self._send_ping)
+
+    def send(self, messages: list[Message]) -> None:
+        """Send messages as one write, or drop them if the peer takes too little."""
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size() > BUFFER_BYTES_MAX:
+            self._peers.dropped += len(messages)
+            return
+        epoch = self._peers.node.epoch
+        if len(messages) <= MESSAGES_PER_FRAME:
+            self._write(frame(encode_batch(epoch, messages)))
+            return
+        slices = range(0, len(messages), MESSAGES_PER_FRAME)
+        self._write(b"".join(frame(encode_batch(epoch, messages[i : i + MESSAGES_PER_FRAME])) for i in slices))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._ping is not None:
+            self._ping.cancel()
+        if not self.ready.done():
+            self.ready.set_result(False)
+        if not self.lost.done():
+            self.lost.set_result(self._reason)
+
+
+class Acceptor(_Connection):
+    """The accepting end: hears batches, answers pings."""
+
+    def __init__(self, peers: Peers) -> None:
+        super().__init__(peers)
+        self._hello: Hello | None = None
+        self._src: NodeId = ""
+        self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
+
+    def _frame(self, payload: bytes | memoryview) -> None:
+        if not self._src:
+            self._greet(payload)
+        elif len(payload):
+            self._peers.submit(Received(self._src, decode_batch(payload)))
+        else:
+            self._write(PING)
+            self._expect(SILENCE_TIMEOUT_S, "silent for 5 s")
+
+    def _greet(self, payload: bytes | memoryview) -> None:
+        peers = self._peers
+        hand = decode_hand(payload)
+        if self._hello is None and isinstance(hand, Hello):
+            reason = peers.judge(hand)
+            if reason is not None:
+                log.warning("refused a peer that says it is %r: %s", hand.node, reason)
+                self._write(encode_hand(Refusal(reason)))
+                assert self._transport is not None
+                self._transport.close()
+                return
+            self._hello = hand
+            version = agree(hand.protocol_min, hand.protocol_max)
+            assert version is not None
+            proof = prove(peers.secret, peers.cluster, peers.me, hand.challenge)
+            self._write(encode_hand(Welcome(version, peers.me, peers.boot, self._challenge, proof)))
+        elif self._hello is not None and isinstance(hand, Proof):
+            if not proven(hand.proof, peers.secret, peers.cluster, self._hello.node, self._challenge):
+                raise PeerError("it does not hold the cluster's secret")
+            self._src = self._hello.node
+            self._reader.limit = FRAME_BYTES_MAX
+            peers.hear(self)
+            self._expect(SILENCE_TIMEOUT_S, "silent for 5 s")
+        else:
+            raise PeerError("a handshake out of turn")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._peers.unhear(self)
+        if self._reason != "connection closed":
+            log.info("connection from %s ended: %s", self._src or "a stranger", self._reason)
