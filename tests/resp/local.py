@@ -116,9 +116,7 @@ class LocalGateway:
             expires_at_ms=put.expires_at_ms,
             request_id=put.request_id,
         )
-        self.store.stage(
-            Space.RECORDS, record_key(put.bucket, put.key), versions.encode(record), Durability.MEMORY
-        )
+        self.store.stage(Space.RECORDS, record_key(put.bucket, put.key), versions.encode(record), Durability.MEMORY)
         clock, dots = versions.context_after_put(record, context, dot)
         return Stored(clock, dots, len(record.versions), "n1")
 

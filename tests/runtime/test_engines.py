@@ -184,9 +184,7 @@ writes = st.dictionaries(keys, values, max_size=6)
 spaces = st.sampled_from(Space)
 bounds = st.one_of(st.just(b""), keys)
 limits = st.integers(0, 8)
-MACHINE = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+MACHINE = settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def model_scan(model: dict[bytes, bytes], start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
@@ -508,7 +506,7 @@ def test_opening_where_no_directory_can_be(durable, tmp_path):
 
 def test_unknown_engine(tmp_path):
     """The message lists the choices."""
-    with pytest.raises(ConfigError, match="'sqlite'.*rocksdb, lmdb, memory"):
+    with pytest.raises(ConfigError, match=r"'sqlite'.*rocksdb, lmdb, memory"):
         open_engine("sqlite", tmp_path)
 
 
@@ -529,9 +527,13 @@ def test_rocksdb_damaged_block_is_corrupt_data(tmp_path):
     engine = RocksEngine(tmp_path)
     with pytest.raises(CorruptData, match="block checksum mismatch"):
         engine.scan(Space.RECORDS, limit=2000)
-    with pytest.raises(CorruptData, match="block checksum mismatch"):
-        for key in rows:
-            engine.get(Space.RECORDS, key)
+    damaged = 0
+    for key, value in rows.items():
+        try:
+            assert engine.get(Space.RECORDS, key) == value
+        except CorruptData:
+            damaged += 1
+    assert 0 < damaged < 200  # one block of 8 KiB
     engine.close()
 
 
@@ -539,7 +541,7 @@ def test_rocksdb_waits_out_a_stall(tmp_path, monkeypatch):
     """While compaction holds writers back, ``apply`` waits outside the library, where other threads can run; then it writes."""
     engine = RocksEngine(tmp_path)
     records = engine._families[Space.RECORDS]
-    records.set_options({"disable_auto_compactions": "true", "level0_stop_writes_trigger": "2"})
+    records.set_options({"level0_file_num_compaction_trigger": "99", "level0_stop_writes_trigger": "2"})
     waits = []
 
     def sleep(_seconds):
@@ -559,7 +561,7 @@ def test_rocksdb_gives_up_a_stall_without_end(tmp_path, monkeypatch):
     """If no room is made within a minute, the disk counts as broken."""
     engine = RocksEngine(tmp_path)
     records = engine._families[Space.RECORDS]
-    records.set_options({"disable_auto_compactions": "true", "level0_stop_writes_trigger": "1"})
+    records.set_options({"level0_file_num_compaction_trigger": "99", "level0_stop_writes_trigger": "1"})
     engine.apply(batch({b"k": b"0"}), sync=False)
     records.flush()
     seconds = itertools.count()

@@ -9,7 +9,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,6 +22,7 @@ from cartwheel.core.errors import CartwheelError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,7 +68,12 @@ def json_option(command: F) -> F:
 def bucket_option(command: F) -> F:
     """``--bucket name``."""
     return click.option(
-        "--bucket", "-b", metavar="NAME", default="0", show_default=True, help="The bucket: a name, or a Redis database."
+        "--bucket",
+        "-b",
+        metavar="NAME",
+        default="0",
+        show_default=True,
+        help="The bucket: a name, or a Redis database.",
     )(command)
 
 
@@ -104,6 +113,34 @@ def value_json(value: bytes) -> dict[str, str]:
 def print_json(document: object) -> None:
     """Print one JSON document."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def program() -> str:
+    """How the user called us, for hints that can be pasted: ``cartwheel``, ``.venv/bin/cartwheel``, ``python -m cartwheel``."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{Path(sys.executable).name} -m cartwheel"
+    if shutil.which("cartwheel") in (None, str(called)) and called.parent == Path():
+        return called.name
+    return "cartwheel" if shutil.which("cartwheel") == str(called.absolute()) else str(called)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people: ``42 s``, ``3 min``, ``2 h 5 min``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def table(*titles: str) -> Table:
+    """An empty table without lines."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for title in titles:
+        made.add_column(title, no_wrap=True)
+    return made
 
 
 def console() -> Console:

@@ -21,6 +21,7 @@ from cartwheel.runtime.settings import (
     ServerSettings,
     flag_of,
     join_address,
+    keep_secret,
     load_settings,
 )
 
@@ -63,7 +64,9 @@ def _setting_options(command: Any) -> Any:
 )
 @_setting_options
 @click.option("--show-settings", is_flag=True, help="Print the settings and where each comes from; start nothing.")
-@click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends: whoever started us is gone.")
+@click.option(
+    "--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends: whoever started us is gone."
+)
 def start(file: Path | None, show_settings: bool, until_eof: bool, **flags: str | bool | None) -> int:
     """Run one node in the foreground, until Ctrl-C or SIGTERM.
 
@@ -77,13 +80,19 @@ def start(file: Path | None, show_settings: bool, until_eof: bool, **flags: str 
             shown = value if name != "initial_cluster" else ",".join(f"{m.node}={m.address}" for m in value)
             click.echo(f"{name} = {shown}    ({origins[name]})")
         return 0
+    import logging
+
     from cartwheel.runtime import server
 
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     if until_eof:
         threading.Thread(target=_stop_at_eof, name="until-eof", daemon=True).start()
 
     def on_ready(started: object) -> None:
         del started
+        keep_secret(settings.secret_file, settings.secret)
         click.echo(_welcome(settings))
         sys.stdout.flush()
 
@@ -101,7 +110,9 @@ def _welcome(settings: ServerSettings) -> str:
     redis = join_address(settings.host, settings.resp_port)
     lines.append(f"  Redis clients  {redis:<22} redis-cli -p {settings.resp_port}")
     others = ", ".join(member.node for member in settings.initial_cluster if member.node != settings.node)
-    lines.append(f"  peers          {join_address(settings.host, settings.peer_port):<22} {others and 'with ' + others}".rstrip())
+    lines.append(
+        f"  peers          {join_address(settings.host, settings.peer_port):<22} {others and 'with ' + others}".rstrip()
+    )
     lines.append(f"  data           {settings.data} ({settings.engine})")
     if settings.insecure:
         lines.append("  insecure: no TLS, no authentication; whoever reaches these ports can do everything")

@@ -95,9 +95,8 @@ class Config(msgspec.Struct, frozen=True):
     q: int = 1024
     """Partitions of the ring: a power of two, fixed when the cluster is created (design: Q >> number of nodes)."""
     request_timeout_s: float = 2.0
-    """A request's deadline unless it names its own. Long against a sync of a busy disk (tens of ms), short for a person."""
-    straggler_timeout_s: float = 2.0
-    """How long after the reply a get waits for the other replicas' answers, to repair the stale ones (section 5)."""
+    """A request's deadline unless it names its own. Long against a sync of a busy disk (tens of ms), short for a person.
+    A get waits as long for the replicas that its reply did not need, to repair the stale ones (section 5)."""
     skew_ms_max: int = 500
     """A peer's clock may be this far ahead before its new writes are refused."""
     clock_lease_ms: int = 4000

@@ -301,7 +301,10 @@ class Coverage:
 
 def _shows(record: Record) -> int:
     """1 if the record holds any value, else 0."""
-    return int(any(v.value is not None for v in record.versions))
+    for version in record.versions:
+        if version.value is not None:
+            return 1
+    return 0
 
 
 def _cut_page(rows: list[tuple[bytes, Record]], reached: bytes | None, end: bytes | None, wall_ms: int) -> Page:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 from cartwheel.core import versions
 from cartwheel.core.clock import HybridClock
-from cartwheel.core.config import BucketProps, Config
+from cartwheel.core.config import DURABILITY, BucketProps, Config
 from cartwheel.core.errors import CorruptData
 from cartwheel.core.messages import Effect, Message, Reply, Result, Send
+from cartwheel.core.quorum import effective
 from cartwheel.core.ring import Ring
 from cartwheel.core.storage import Space, Store, seal, split_record_key, unseal
 from cartwheel.core.types import Actor, Clock, Durability, NodeId, make_actor
@@ -26,6 +28,20 @@ from cartwheel.core.versions import Record
 META_STINT = b"stint"
 META_MARK = b"clock-mark"
 DEFAULT_PROPS = BucketProps()
+PLANS_MAX = 1000
+"""Bucket names come from clients: a client that makes them up must not fill our memory."""
+
+
+class Plan(NamedTuple):
+    """How requests on one bucket run in this cluster: its properties, capped by the number of members (``effective``)."""
+
+    props: BucketProps
+    r: int
+    w: int
+    pr: int
+    pw: int
+    durability: Durability
+    lww: bool
 
 
 class Local:
@@ -50,6 +66,7 @@ class Local:
         self.epoch = b""
         self.buckets: dict[str, BucketProps] = {}
         self._owners: dict[tuple[int, int], tuple[NodeId, ...]] = {}
+        self._plans: dict[str, Plan] = {}
         self.reachable: set[NodeId] = set()
         self.unreachable: dict[NodeId, str] = {}
         self.on_write: Callable[[bytes, Record, Record], None] = _ignore
@@ -79,6 +96,25 @@ class Local:
         """Take a new view of the ring."""
         self.ring, self.epoch, self.buckets = ring, epoch, buckets
         self._owners = {}
+        self._plans = {}
+
+    def plan(self, bucket: str) -> Plan:
+        """The bucket's plan, made once for each view of the ring."""
+        plan = self._plans.get(bucket)
+        if plan is None:
+            props, members = self.props(bucket), self.members()
+            plan = Plan(
+                props,
+                effective(props.r, props.n, members),
+                effective(props.w, props.n, members),
+                effective(props.pr, props.n, members),
+                effective(props.pw, props.n, members),
+                DURABILITY[props.durability],
+                props.reconcile == "lww",
+            )
+            if len(self._plans) < PLANS_MAX:
+                self._plans[bucket] = plan
+        return plan
 
     def owners(self, record_key: bytes, n: int) -> tuple[NodeId, ...]:
         """The first n nodes of the key's preference list."""
@@ -190,7 +226,7 @@ class Local:
 
     def settle(self, record_key: bytes, record: Record) -> Record:
         """Apply the bucket's reconciliation to a merged record: in an ``lww`` bucket only the newest version stays."""
-        if len(record.versions) > 1 and self.props(split_record_key(record_key)[0]).reconcile == "lww":
+        if len(record.versions) > 1 and self.plan(split_record_key(record_key)[0]).lww:
             return versions.only_newest(record)
         return record
 

@@ -47,7 +47,6 @@ from cartwheel.core.messages import (
     ReplicaValue,
     ReplicaWrite,
     ReplicaWrote,
-    Result,
     ScanAsk,
     ScanPage,
     Status,
@@ -89,11 +88,11 @@ class Node:
             ReplicaWrite: self._replica.handle_write,
             ReplicaRead: self._replica.handle_read,
             ReplicaRepair: self._replica.handle_repair,
-            ReplicaWrote: self._coordinator.handle_wrote,
-            ReplicaValue: self._coordinator.handle_value,
+            ReplicaWrote: self._coordinator.puts.handle_wrote,
+            ReplicaValue: self._coordinator.gets.handle_value,
             ReplicaRefused: self._coordinator.handle_refused,
-            Forward: self._coordinator.handle_forward,
-            Forwarded: self._coordinator.handle_forwarded,
+            Forward: self._coordinator.puts.handle_forward,
+            Forwarded: self._coordinator.puts.handle_forwarded,
             ScanAsk: self._coverage.handle_scan_ask,
             ScanPage: self._coverage.handle_scan_page,
             CountAsk: self._coverage.handle_count_ask,
@@ -103,7 +102,7 @@ class Node:
         self._events: dict[type, Callable[[Any], None]] = {
             Received: self._received,
             ClientGet: self._coordinator.get,
-            ClientPut: self._put,
+            ClientPut: self._coordinator.put,
             ClientExplain: self._coordinator.explain,
             ClientScan: self._coverage.scan,
             ClientCount: self._coverage.count,
@@ -175,14 +174,6 @@ class Node:
         self._replica.acknowledge(src)
         if batch.epoch != local.epoch and src != local.node:
             self._membership.handle_epoch(src, batch.epoch)
-
-    def _put(self, event: ClientPut) -> None:
-        local, client = self._local, event.client
-
-        def done(result: Result, hold: Durability) -> None:
-            local.reply(client, result, hold)
-
-        self._coordinator.put(event.put, done)
 
     def _peer_up(self, event: PeerUp) -> None:
         assert event.node != self._local.node, "a node reached itself"

@@ -6,7 +6,7 @@
 
 While one group is under way, the next one gathers in the store: that is the group commit. The hand-over, there and back, is
 part of every durable write. Measured on uvloop, median: ``SimpleQueue`` 14 us, a bare lock 14, ``Condition`` and ``Event`` 16,
-``Queue`` 17. (The write between is 10 us unsynced, some hundreds synced.)
+``Queue`` 17. (A synced write between takes 240 us and more.)
 
 Invariants:
 1. At most one group is under way, from ``submit`` until its callback begins.
@@ -30,7 +30,7 @@ from cartwheel.core.types import Durability
 
 
 class Committer:
-    """One commit thread over one engine. All methods are called on the loop's thread; the engine stays the caller's to close."""
+    """One commit thread over one engine. All methods but ``close`` are called on the loop's thread; the engine stays the caller's."""
 
     def __init__(
         self, engine: Engine, loop: asyncio.AbstractEventLoop, failed: Callable[[StorageFailed], None]
@@ -62,7 +62,7 @@ class Committer:
         self._groups.put(group)
 
     def close(self) -> None:
-        """Wait for the group under way, whose callback is then due on the loop, and end the thread. Idempotent."""
+        """Wait for the group under way, whose callback is then due on the loop, and end the thread. Blocks; idempotent."""
         self._open = False
         self._groups.put(None)
         self._thread.join()

@@ -103,7 +103,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The content of ``secret_file``."""
     secret_file: Path = Path()
     """The file with the cluster's secret, the same on all nodes: it seals the contexts that clients carry. At least 16
-    bytes, readable by its owner only (`chmod 600`). Default, for a cluster of one: `DATA/secret`, made if missing."""
+    bytes, readable by its owner only (`chmod 600`). Default, for a cluster of one: `DATA/secret`, made at the first start."""
     q: int = 1024
     """Partitions of the ring: a power of two, the same on all nodes, fixed when the cluster is created. Good for a tenth as
     many nodes."""
@@ -154,7 +154,9 @@ def flag_of(name: str) -> str:
 def load_settings(
     flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None
 ) -> tuple[ServerSettings, Origins]:
-    """Gather the settings, check them, and read the secret (or, for a cluster of one, make it).
+    """Gather the settings, check them, and read the secret. Writes nothing.
+
+    A cluster of one without a secret gets a new one in memory: see ``keep_secret``.
 
     Args:
         flags: setting -> what the command line gave, as text or already as the right type; None counts as not given.
@@ -197,7 +199,7 @@ def load_settings(
     if path is None:
         path = settings.data / "secret"
         if not path.exists():
-            make_secret(path)
+            return msgspec.structs.replace(settings, secret=new_secret(), secret_file=path), origins
     secret = read_secret(path, origins["secret_file"])
     return msgspec.structs.replace(settings, secret=secret, secret_file=path), origins
 
@@ -408,15 +410,23 @@ def _check_bind(settings: ServerSettings, origins: Origins) -> None:
         )
 
 
-def make_secret(path: Path) -> None:
-    """Write a new random secret, readable by its owner only. An existing file stays as it is."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def new_secret() -> Secret:
+    """A random one."""
+    return Secret(secrets.token_hex(32).encode())
+
+
+def keep_secret(path: Path, secret: Secret) -> None:
+    """Write a secret to its file, readable by its owner only, unless the file is there already.
+
+    A node calls this when its data directory has been opened: not before, lest a new secret lands in a folder that turns out
+    not to be ours. A node that dies in between makes another one, and only contexts that it gave out meanwhile are refused.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(bytes(secret) + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -72,22 +72,17 @@ class DotLedger:
         return wrong
 
 
-def check_durable(
-    key: str, dots: list[Dot], w: int, holders: dict[NodeId, Record], clock_covers: dict[Actor, int], at: float
-) -> list[Violation]:
-    """C9: a put is acknowledged; ``holders`` is what each node has of the key on its disk, as safe as the bucket demands.
-
-    ``dots`` are the mints of the write so far. Those that the acknowledged clock covers must each be accounted for by W nodes.
+def check_durable(key: str, acked: list[Dot], needed: int, holders: dict[NodeId, Record], at: float) -> list[Violation]:
+    """C9: a put is acknowledged. ``acked`` are the mints of the write that the acknowledged context covers, ``holders`` what
+    each node has of the key on its disk, as safe as the bucket demands: ``needed`` of them must account for every one.
     """
-    acked = [dot for dot in dots if dot[1] <= clock_covers.get(dot[0], -1)]
     if not acked:
-        return [Violation("C9", key, "the acknowledged clock covers no version of the write", at)]
+        return [Violation("C9", key, "the acknowledged context covers no version of the write", at)]
     found = []
     for dot in acked:
         nodes = [node for node, record in sorted(holders.items()) if dot[1] <= record.clock.get(dot[0], -1)]
-        if len(nodes) < w:
-            where = ", ".join(nodes) or "none"
-            found.append(Violation("C9", key, f"{dot_text(dot)} is acknowledged, but safe only on {where}: W is {w}", at))
+        if len(nodes) < needed:
+            where = ", ".join(nodes) or "no node"
+            text = f"{dot_text(dot)} is acknowledged, but safe on {where} only: {needed} are needed"
+            found.append(Violation("C9", key, text, at))
     return found
-
-

@@ -51,14 +51,14 @@ REPLICAS: Final = 3
 SPACING: Final = 8
 """How far a token looks for another of the same node: buckets with n up to 7 profit from the distance."""
 
-TRIES: Final = 24
-"""Moves weighed per token moved."""
+TRIES: Final = 12
+"""Moves weighed per token moved. Measured over 300 changes: 24 and 64 come no nearer to the targets."""
 
-REPAIRS: Final = 400
-REPAIRS_PER_MOVE: Final = 8
+REPAIRS: Final = 800
+REPAIRS_PER_MOVE: Final = 16
 """Rounds of repair per change, and per token that must move: a change that moves little can upset little."""
 
-PARTNERS: Final = 8
+PARTNERS: Final = 4
 """Trades weighed per round of repair."""
 
 WORK: Final = 500_000

@@ -156,6 +156,10 @@ class History:
         self.changes = tuple(self._records.values())
         self._digest = b""
 
+    def records(self) -> Iterable[tuple[bytes, Change]]:
+        """The changes, each with its canonical bytes."""
+        return self._records.items()
+
     def union(self, other: History | Iterable[Change]) -> History:
         """All changes of both. Commutative, associative, idempotent. Returns ``self`` itself if ``other`` has nothing new."""
         others = other if isinstance(other, History) else History(other)

@@ -29,6 +29,12 @@ Q_MAX: Final = 65536
 """``partition_of`` reads two bytes of the position. At 64 tokens per node it suffices for a thousand nodes."""
 
 _LENGTH: Final = tuple(bytes((length,)) for length in range(NAME_BYTES_MAX + 1))
+RINGS_MAX: Final = 8
+"""Rings that ``fold`` remembers. One would do for a node; a simulation has nodes at different epochs in one process."""
+
+_rings: Final[dict[bytes, Ring]] = {}
+"""Digest of the changes that made it -> ring; oldest first. A memory only: forgetting costs time and changes nothing."""
+
 _POSITION_BITS: Final = 128
 _md5: Final = hashlib.md5
 
@@ -137,38 +143,57 @@ class Folded(msgspec.Struct, frozen=True):
 def fold(q: int, changes: Iterable[Change]) -> Folded:
     """Apply all changes in (at, id) order, whatever order they come in, to an empty ring of ``q`` partitions.
 
+    The last few rings are remembered by the changes that made them. So a bucket's change costs no claim, a change at the end of a
+    long history costs one, and the nodes of a simulation share their rings.
+
     Raises:
         ValueError: ``q`` is not a power of two up to ``Q_MAX``.
     """
     history = changes if isinstance(changes, History) else History(changes)
+    ring = Ring(q, {}, ("",) * q)
     members: dict[NodeId, Member] = {}
     removed: set[NodeId] = set()
     buckets: dict[str, dict[str, str]] = {}
-    ring = Ring(q, {}, ("",) * q)
-    owners = ring.owners
-    for change in history:
-        node = change.subject
-        present = members.get(node)
+    steps: list[tuple[bytes, dict[NodeId, Member]]] = []  # after each effective change: what led here, and the members
+    trail = hashlib.blake2b(q.to_bytes(4, "big"), digest_size=32)
+    for record, change in history.records():
         if change.kind is ChangeKind.BUCKET:
             buckets.setdefault(change.bucket, {}).update(change.props)
-            continue
-        if change.kind is ChangeKind.REMOVE:
-            removed.add(node)
-        if change.member is not None:
-            if node in removed:
-                continue
-            if present is not None:  # its machine moved: no token does
-                members[node] = msgspec.structs.replace(change.member, weight=present.weight)
-                continue
-            members[node] = change.member
-        elif present is None:
-            continue
-        elif change.kind is ChangeKind.REWEIGH:
-            members[node] = msgspec.structs.replace(present, weight=change.weight)
-        else:
-            del members[node]
-        owners = _claimed(owners, members)
-    return Folded(Ring(q, members, owners), frozenset(removed), {name: buckets[name] for name in sorted(buckets)})
+        elif _apply(change, members, removed):
+            trail.update(record)
+            steps.append((trail.digest(), dict(members)))
+    done = next((i for i in range(len(steps), 0, -1) if steps[i - 1][0] in _rings), 0)
+    if done:
+        ring = _rings[steps[done - 1][0]]
+    owners = ring.owners
+    for _, at_the_time in steps[done:]:
+        owners = _claimed(owners, at_the_time)
+    if done < len(steps):
+        ring = _rings[steps[-1][0]] = Ring(q, members, owners)
+        while len(_rings) > RINGS_MAX:
+            del _rings[next(iter(_rings))]
+    return Folded(ring, frozenset(removed), {name: buckets[name] for name in sorted(buckets)})
+
+
+def _apply(change: Change, members: dict[NodeId, Member], removed: set[NodeId]) -> bool:
+    """Carry out one change of membership. Returns whether the members are any different."""
+    node = change.subject
+    present = members.get(node)
+    if change.kind is ChangeKind.REMOVE:
+        removed.add(node)
+    if change.member is not None:
+        if node in removed:
+            return False
+        members[node] = change.member  # if present: its machine moved; the claim will find no token to move
+        if present is not None:
+            members[node] = msgspec.structs.replace(change.member, weight=present.weight)
+    elif present is None:
+        return False
+    elif change.kind is ChangeKind.REWEIGH:
+        members[node] = msgspec.structs.replace(present, weight=change.weight)
+    else:
+        del members[node]
+    return True
 
 
 def _claimed(owners: tuple[NodeId, ...], members: Mapping[NodeId, Member]) -> tuple[NodeId, ...]:

@@ -2,7 +2,7 @@
 persistence engine").
 
     rocksdb   the default: cheap durable writes, larger than memory
-    lmdb      for read-heavy use: reads cost about half, writes several times as much
+    lmdb      for read-heavy use: a read costs half as much, and any write, durable or not, waits for the disk
     memory    for tests and caches: everything is gone with the process
 
 A library is imported when its engine is opened, so a node needs only the one that it uses.

@@ -1,7 +1,7 @@
 """The core's ``MemoryEngine`` behind a lock, because here a commit thread applies while the event loop reads.
 
 Without the lock a read could see half a batch, and a scan could lose its place. The core's own class has none: the simulator
-runs in one thread, and core/ knows no threads. About 60 ns per call.
+runs in one thread, and core/ knows no threads. About 0.1 us per call.
 """
 
 from __future__ import annotations

@@ -13,15 +13,16 @@ Invariants:
 
 Two things about rocksdict 0.3.29, found by measuring:
 
-- ``Rdict.write`` **keeps the GIL**, also while it syncs: a commit thread would stop the event loop for every fdatasync, and for
-  as long as RocksDB holds writers back. ``flush_wal`` releases it. So we write without sync, then call ``flush_wal(True)``:
+- ``Rdict.write`` **keeps the GIL**, also while it syncs: a commit thread would stop the event loop for every fdatasync, and
+  for as long as RocksDB holds writers back. ``flush_wal`` releases it. So we write without sync, then call ``flush_wal(True)``:
   the same two system calls and the same time (240 us for one small write on the disk we measured with), but the loop runs
   on. And we write with ``no_slowdown``: rather than sleep in there, RocksDB refuses, and we wait with the GIL released.
 - ``items()`` ends on a damaged block as if it were the end of the data. Only ``RdictIter.status`` tells, so we scan with that
-  (0.5 instead of 0.3 us per row).
+  (0.6 instead of 0.4 us per row).
 
-Cost, measured: get 2 us (memtable or cached block), 0.3 us if the key is absent (bloom filters); apply of one small write 6 us,
-of fifty 55 us, during which the GIL is held; scan 5 us and 0.5 us per row. A node with 100,000 small keys: about 60 MB.
+Cost, measured: get 2.1 us from the memtable and 2.6 from a cached block, 0.7 if the key is absent (bloom filters); scan 6 us and
+0.6 us per row; apply of one small write 7 us, of fifty 65 us, during which the GIL is held. A process with 100,000 small keys
+in here: about 70 MB, 31 of them Python.
 
 No prefix extractor, though keys have a natural prefix: scans go across positions, and with an extractor an iterator that
 forgets ``total_order_seek`` skips rows without a word.
@@ -59,6 +60,8 @@ LOG_BYTES_MAX = 64 * MIB
 BLOCK_BYTES = 8 * KIB
 OPEN_FILES_MAX = 512
 """Half of the usual limit of 1,024 per process; the rest is for connections."""
+SCAN_CACHED_MAX = 64
+"""Rows: a longer scan is one of many pages over a partition, and must not push out of the cache what is read often."""
 STALL_POLL_S = 0.001
 STALL_MAX_S = 60.0
 """If compaction has not made room by then, the disk is as good as broken."""
@@ -156,7 +159,8 @@ class RocksEngine:
         if limit <= 0 or (end is not None and end <= start):
             return []
         options = ReadOptions()
-        options.fill_cache(False)  # type: ignore[call-arg]  # a scan of a partition must not push out what is read often
+        if limit > SCAN_CACHED_MAX:
+            options.fill_cache(False)  # type: ignore[call-arg]  # its stub lacks the argument
         if end is not None:
             # Not only to spare a comparison: without it the last step would go on through all tombstones behind the end.
             options.set_iterate_upper_bound(end)

@@ -297,7 +297,7 @@ class Parser:
 
 
 def split_inline(line: bytes) -> list[bytes] | None:
-    """Split a line into arguments as redis-cli's user would: "quoted with \\n and \\x00", 'quoted as it stands'. None: unbalanced.
+    """Split a line into arguments: "quoted with \\n and \\x00" or 'quoted as it stands'. None: the quotes do not match.
 
     >>> split_inline(b'set "a b" \\'c\\'')
     [b'set', b'a b', b'c']

@@ -16,6 +16,7 @@ Commands of one connection run side by side as long as nobody could tell from th
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
@@ -24,7 +25,7 @@ from cartwheel.runtime.resp.parser import Command as Parsed
 from cartwheel.runtime.resp.parser import Parser, Problem
 from cartwheel.runtime.resp.registry import LATER, TABLE, WAIT, Args, Command, find
 from cartwheel.runtime.resp.reply import CommandError
-from cartwheel.runtime.resp.steps import Slot, StepsSlot
+from cartwheel.runtime.resp.steps import Slot, Steps, StepsSlot
 
 if TYPE_CHECKING:
     from cartwheel.runtime.resp.server import RespServer
@@ -33,6 +34,10 @@ WAITING_MAX = 1024
 """Commands waiting at the door from which on a connection is not read any further."""
 OUTPUT_PAUSE_BYTES = 256 * 1024
 """Unsent output from which on no more of a connection's commands are started: a few socket buffers."""
+DATABASES = 16
+"""Redis's default. Database ``n`` is the bucket named ``n``."""
+NUMERIC = re.compile(rb"[+-]?[0-9]{1,20}").fullmatch
+BUCKET_NAME = re.compile(rb"[A-Za-z0-9._-]{1,64}").fullmatch
 SHOWN_ARGUMENTS_BYTES = 128
 """How much of an unknown command's arguments its error shows, as in Redis."""
 
@@ -160,7 +165,7 @@ class Connection(asyncio.Protocol):
         """Start a command. False: an earlier one must finish first, nothing was done."""
         if parsed.__class__ is not list:
             return self._answer_problem(cast("Problem", parsed))
-        args = cast("Args", parsed)
+        args = parsed
         command = TABLE.get(args[0]) or find(args[0])
         if command is None or not self.trusted or self.queue is not None or self.exclusive or not (
             command.low <= len(args) <= command.high
@@ -182,7 +187,9 @@ class Connection(asyncio.Protocol):
         self.last_command = command.name
         self.door.commands += 1
         if command.steps:
-            return self._start_steps(command, args)
+            return self.start_steps(
+                command.run(self, args), command.keys.of(args), write=command.write, barrier=command.barrier
+            )
         try:
             made = command.run(self, args)
         except CommandError as refused:
@@ -195,10 +202,10 @@ class Connection(asyncio.Protocol):
         self.answer(made)
         return True
 
-    def _start_steps(self, command: Command, args: Args) -> bool:
-        keys = command.keys.of(args)
+    def start_steps(self, steps: Steps, keys: Args, *, write: bool, barrier: bool = False) -> bool:
+        """Start a command that a generator serves. False: a key is taken, nothing was done."""
         reads, writes = self.reads, self.writes
-        if command.write:
+        if write:
             for key in keys:
                 if key in writes or key in reads:
                     return False
@@ -208,8 +215,8 @@ class Connection(asyncio.Protocol):
                 return False
             for key in keys:
                 reads[key] = reads.get(key, 0) + 1
-        self.exclusive = command.barrier
-        slot = StepsSlot(self, command.run(self, args), keys, write=command.write, barrier=command.barrier)
+        self.exclusive = barrier
+        slot = StepsSlot(self, steps, keys, write=write, barrier=barrier)
         self.under_way += 1
         self.pending.append(slot)
         slot.resolve(None)
@@ -294,7 +301,7 @@ class Connection(asyncio.Protocol):
         while pending:
             head = pending[0]
             if head.__class__ is bytes:
-                out.append(head)  # type: ignore[arg-type]  # the class was checked
+                out.append(head)
             elif head.reply is not None:  # type: ignore[union-attr]
                 out.append(head.reply)  # type: ignore[union-attr]
             else:
@@ -348,6 +355,22 @@ class Connection(asyncio.Protocol):
         """Speak RESP 2 or 3 from here on."""
         self.resp3 = version == 3
         self.nil = reply.nil(self.resp3)
+
+    def bucket_named(self, name: bytes) -> str:
+        """The bucket that SELECT and the like mean: a database number, or a name.
+
+        Raises:
+            CommandError: a number out of range, or no name for a bucket.
+        """
+        if NUMERIC(name):
+            if not 0 <= int(name) < DATABASES:
+                raise CommandError("ERR DB index is out of range")
+            return str(int(name))
+        if not BUCKET_NAME(name):
+            raise CommandError(
+                "ERR invalid DB index: neither a number nor a bucket's name (1 to 64 of A-Z a-z 0-9 . _ -)"
+            )
+        return name.decode()
 
 
 def _address(name: object) -> str:

@@ -4,7 +4,7 @@ A command is declared once, by the decorator on its function, with its **syntax*
 
     SET key value [NX | XX] [GET] [EX seconds | PX milliseconds | KEEPTTL]
     MGET key...                        three dots: once or more
-    MSET (key value)...                round brackets: a group
+    MSET (key value)...                round brackets: a group; <A | B>: one of these
 
 From the syntax follow the arity, ``COMMAND DOCS`` (from which redis-cli makes its hints) and the reference in docs/. A handler
 is either a plain function returning the reply, or a generator that yields events for the node and gets their results back (see
@@ -153,7 +153,7 @@ TABLE: dict[bytes, Command] = {}
 """Name in upper or lower case -> command, refused ones included."""
 
 
-_WORDS = re.compile(r"\.\.\.|[\[\]()|]|[^\s\[\]()|]+?(?=\.\.\.|[\s\[\]()|]|$)")
+_WORDS = re.compile(r"\.\.\.|[\[\]()<>|]|[^\s\[\]()<>|]+?(?=\.\.\.|[\s\[\]()<>|]|$)")
 _INTEGERS = {"seconds", "milliseconds", "count", "index", "start", "end", "offset", "n", "id", "timestamp", "r", "w"}
 
 
@@ -165,6 +165,9 @@ def _type_of(name: str) -> str:
     if name == "pattern":
         return "pattern"
     return "integer" if name in _INTEGERS else "string"
+
+
+_CLOSING = {"(": ")", "<": ">"}
 
 
 class _Syntax:
@@ -194,7 +197,7 @@ class _Syntax:
 
     def sequence(self) -> list[Argument]:
         found: list[Argument] = []
-        while self.peek() not in {"", "|", ")", "]"}:
+        while self.peek() not in {"", "|", ")", "]", ">"}:
             found.append(self.one())
         return found
 
@@ -203,8 +206,8 @@ class _Syntax:
         if word == "[":
             argument = _together(self.choice("]"))
             argument.optional = True
-        elif word == "(":
-            argument = _together(self.choice(")"))
+        elif word in "(<":
+            argument = _together(self.choice(_CLOSING[word]))
         elif word.isupper():
             following = self.peek()
             if following and following[0].islower():
@@ -227,7 +230,7 @@ def _together(alternatives: list[list[Argument]]) -> Argument:
     ]
     if len(parts) == 1:
         return parts[0]
-    return Argument("or".join(["-", "-"]).join(part.name for part in parts), "oneof", parts=parts)
+    return Argument("-or-".join(part.name for part in parts), "oneof", parts=parts)
 
 
 def parse_syntax(text: str) -> list[Argument]:

@@ -35,13 +35,9 @@ class RespServer:
         self.connections: dict[int, Connection] = {}
         self.tick = 0
         """Seconds since the start, roughly: cheap to note on every chunk."""
-        self.commands = 0
-        self.accepted = 0
-        self.rejected = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
         self.siblings_hidden = 0
         """Plain reads that showed one of several concurrent values (``resp_siblings_hidden``)."""
+        self.reset_counts()
         self._next_id = 0
         self._dirty: list[Connection] = []
         self._listening: asyncio.Server | None = None
@@ -70,6 +66,11 @@ class RespServer:
             each.kill()
         await self._listening.wait_closed()
         self._listening = None
+
+    def reset_counts(self) -> None:
+        """Begin counting anew."""
+        self.commands = self.accepted = self.rejected = 0
+        self.bytes_in = self.bytes_out = self.siblings_hidden = 0
 
     # --- the connections' side ---
 

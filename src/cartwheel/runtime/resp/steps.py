@@ -67,7 +67,7 @@ class GetSlot:
         connection = self.connection
         if result.__class__ is Found:
             try:
-                version = shown(connection, result.record)  # type: ignore[union-attr]  # the class was checked
+                version = shown(connection, result.record)
             except CommandError as siblings_hidden:
                 self.reply = reply.error(str(siblings_hidden))
             else:
@@ -75,7 +75,7 @@ class GetSlot:
                     self.reply = connection.nil
                 else:
                     value = version.value
-                    self.reply = b"$%d\r\n%b\r\n" % (len(value), value)  # type: ignore[arg-type]  # live: has a value
+                    self.reply = b"$%d\r\n%b\r\n" % (len(value), value)  # type: ignore[str-format,arg-type]  # live
         else:
             self.reply = reply.failure(result)  # type: ignore[arg-type]  # a get ends in Found or Failure
         reads, key = connection.reads, self.key
@@ -127,7 +127,9 @@ class StepsSlot:
         "barrier", "connection", "keys", "reply", "write",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, generator: Steps, keys: list[bytes], *, write: bool, barrier: bool) -> None:
+    def __init__(
+        self, connection: Connection, generator: Steps, keys: list[bytes], *, write: bool, barrier: bool
+    ) -> None:
         self.connection = connection
         self.keys = keys
         self.write = write

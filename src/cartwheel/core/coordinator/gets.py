@@ -1,0 +1,228 @@
+"""The get() state machine (section 4.5) and read repair (section 5).
+
+    ask all N owners ──> R answers ──> Found: all concurrent versions ──> await the stragglers ──> repair the stale
+                    └──> too few left, or deadline ──> NOQUORUM
+
+Answers are kept as sealed bytes. Equal bytes are equal records, so in the usual case, all replicas agree, one of them is
+decoded and nothing is merged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from cartwheel.core import versions
+from cartwheel.core.coordinator.requests import Done, Refused, Requests, tally_shortfall
+from cartwheel.core.errors import Code, CorruptData
+from cartwheel.core.local import Local, Plan
+from cartwheel.core.messages import (
+    ClientExplain,
+    ClientGet,
+    Explained,
+    Failure,
+    Found,
+    ReplicaRead,
+    ReplicaRepair,
+    ReplicaValue,
+)
+from cartwheel.core.quorum import Outcome, Tally, effective
+from cartwheel.core.storage import CHECKSUM_BYTES, POSITION_BYTES, Space, record_key, seal, unseal
+from cartwheel.core.types import Durability, NodeId
+from cartwheel.core.versions import Record
+
+
+class Reading:
+    """A get under way.
+
+    Invariants: ``answers`` are verified records of nodes in ``tally.acked``; ``agreed`` iff they are all equal to ``first``.
+    """
+
+    __slots__ = (
+        "agreed", "answers", "at", "bucket", "done", "everyone", "fastest", "first", "gets", "hold", "id", "replied", "tally",
+    )  # fmt: skip
+
+    def __init__(self, gets: Gets, bucket: str, at: bytes, tally: Tally, done: Done, *, everyone: bool) -> None:
+        self.gets = gets
+        self.id = gets.local.new_id()
+        self.bucket = bucket
+        self.at = at  # the record key
+        self.tally = tally
+        self.done = done
+        self.everyone = everyone  # reply once every replica has answered (explain), not at R
+        self.answers: dict[NodeId, bytes | None] = {}
+        self.first: bytes | None = None
+        self.fastest: NodeId = ""
+        self.agreed = True
+        self.hold = Durability.MEMORY
+        self.replied = False
+
+    def note(self, node: NodeId, sealed: bytes | None) -> None:
+        """Take a replica's verified answer. Only its first counts."""
+        answers = self.answers
+        if not answers:
+            self.first, self.fastest = sealed, node
+        elif node in answers:
+            return
+        elif sealed != self.first:
+            self.agreed = False
+        if node not in self.tally.failed:
+            answers[node] = sealed
+            self.tally.ack(node)
+
+    def waiting(self) -> list[NodeId]:
+        """See ``Request``."""
+        return self.tally.waiting()
+
+    def fail(self, node: NodeId, reason: str) -> None:
+        """See ``Request``."""
+        self.tally.fail(node, reason)
+        self.gets.advance(self)
+
+
+class Gets:
+    """This node's gets."""
+
+    def __init__(self, local: Local, requests: Requests) -> None:
+        self.local = local
+        self._requests = requests
+
+    def get(self, event: ClientGet) -> None:
+        """Read from all N owners, answer at R."""
+        local = self.local
+        plan = local.plan(event.bucket)
+        r = event.r
+        if r:
+            if not 1 <= r <= plan.props.n:
+                text = f"R={r} must lie between 1 and n={plan.props.n}"
+                local.reply(event.client, Failure(Code.INVALID, text))
+                return
+            r = effective(r, plan.props.n, local.members())
+        self.start(event.bucket, event.key, plan, r, event.timeout_s, partial(local.reply, event.client))
+
+    def explain(self, event: ClientExplain) -> None:
+        """Read from all N owners and tell what each one holds."""
+        done = partial(self.local.reply, event.client)
+        self.start(event.bucket, event.key, self.local.plan(event.bucket), 0, 0.0, done, everyone=True)
+
+    def start(
+        self, bucket: str, key: bytes, plan: Plan, r: int, timeout_s: float, done: Done, *, everyone: bool = False
+    ) -> None:
+        """Begin a get; ``done`` gets Found (Explained, if for ``everyone``) or Failure. ``r`` of 0 is the bucket's."""
+        local = self.local
+        at = record_key(bucket, key)
+        owners = local.owners(at, plan.props.n)
+        tally = Tally(owners, max(r or plan.r, plan.pr), primaries=owners, primaries_needed=plan.pr)
+        reading = Reading(self, bucket, at, tally, done, everyone=everyone)
+        message = ReplicaRead(reading.id, at)
+        for owner in owners:
+            if owner == local.node:
+                self._read_own(reading)
+            elif owner in local.reachable:
+                local.send(owner, message)
+            else:
+                tally.fail(owner, local.why_unreachable(owner))
+        if not tally.answered:
+            deadline_s = local.now_s + (timeout_s or local.config.request_timeout_s)
+            self._requests.add(reading.id, reading, deadline_s)
+        self.advance(reading)
+
+    def _read_own(self, reading: Reading) -> None:
+        local = self.local
+        try:
+            sealed = local.read_sealed(reading.at)
+        except CorruptData:
+            reading.tally.fail(local.node, "its copy fails the checksum")
+            return
+        reading.hold = local.store.pending(Space.RECORDS, reading.at)
+        reading.note(local.node, sealed)
+
+    def handle_value(self, src: NodeId, message: ReplicaValue) -> None:
+        """A replica's answer."""
+        reading = self._requests.by_id.get(message.id)
+        if reading.__class__ is not Reading:
+            return  # late: the request is over
+        assert isinstance(reading, Reading)
+        sealed = message.sealed
+        if sealed is not None and sealed != reading.first:
+            try:
+                versions.decode(unseal(reading.at, sealed))
+            except CorruptData:
+                self.local.count("corrupt_answers")
+                reading.fail(src, "its answer fails the checksum")
+                return
+        reading.note(src, sealed)
+        self.advance(reading)
+
+    def advance(self, reading: Reading) -> None:
+        """Reply as soon as the outcome is known; finish once every replica asked has answered or failed."""
+        tally = reading.tally
+        answered = tally.answered
+        if not reading.replied and (answered if reading.everyone else tally.outcome is not Outcome.PENDING):
+            self._reply(reading)
+        if answered:
+            self._requests.end(reading.id)
+            if not reading.agreed:
+                self._repair(reading)
+
+    def _reply(self, reading: Reading) -> None:
+        reading.replied = True
+        if reading.everyone:
+            reading.done(self._explained(reading), reading.hold)
+        elif reading.tally.outcome is Outcome.MET:
+            reading.done(Found(self._merged(reading), reading.fastest), reading.hold)
+        else:
+            reading.done(Failure(Code.NOQUORUM, tally_shortfall("R", reading.tally)), Durability.MEMORY)
+
+    def _merged(self, reading: Reading) -> Record:
+        """What the answers amount to."""
+        if reading.agreed:
+            return self.local.settle(reading.at, opened(reading.first))
+        merged = versions.EMPTY
+        for sealed in dict.fromkeys(reading.answers.values()):
+            merged = versions.merge(merged, opened(sealed))
+        return self.local.settle(reading.at, merged)
+
+    def _repair(self, reading: Reading) -> None:
+        """Push the merged record to the replicas that answered with less."""
+        local = self.local
+        sealed = seal(reading.at, versions.encode(self._merged(reading)))
+        for node, held in sorted(reading.answers.items()):
+            if held == sealed:
+                continue
+            local.count("read_repairs")
+            if node == local.node:
+                local.absorb(reading.at, sealed, Durability.OS)
+            else:
+                local.send(node, ReplicaRepair(reading.at, sealed))
+
+    def _explained(self, reading: Reading) -> Explained:
+        local, plan = self.local, self.local.plan(reading.bucket)
+        assert local.ring is not None
+        replicas: dict[NodeId, Record | str] = {}
+        for owner in reading.tally.asked:
+            replicas[owner] = reading.tally.failed.get(owner) or opened(reading.answers[owner])
+        partition = local.ring.partition_of(reading.at)
+        return Explained(
+            position=reading.at[:POSITION_BYTES],
+            partition=partition,
+            preference=list(local.ring.preference(partition)),
+            n=len(reading.tally.asked),
+            r=plan.r,
+            w=plan.w,
+            replicas=replicas,
+            merged=self._merged(reading),
+            coordinator=local.node,
+        )
+
+
+def opened(sealed: bytes | None) -> Record:
+    """The record in sealed bytes that were verified before; None is the empty one."""
+    return versions.EMPTY if sealed is None else versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
+
+
+def check_key(key: bytes, plan: Plan) -> None:
+    """Refuse a key over the bucket's limit."""
+    most = plan.props.key_bytes_max
+    if len(key) > most:
+        text = f"key of {len(key)} bytes exceeds the limit of {most} bytes (bucket property key_bytes_max)"
+        raise Refused(Code.TOOBIG, text)

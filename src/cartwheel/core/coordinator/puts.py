@@ -1,0 +1,280 @@
+"""The put() state machine (sections 4.4 and 4.5).
+
+    asked to coordinate ── not an owner ──> forward, once ──> relay the answer
+        │ owner
+        ├─ the context names a write we have not heard of ──> read at quorum first
+        v
+    mint a dot, stage, send to the other owners ──> W durable acks ──> Stored
+                                               └──> too few left, or deadline ──> NOQUORUM, outcome unknown
+
+A coordinator sends to its replicas while its own commit is still under way: one sync of latency, not two in a row. What it
+might forget in a crash, the new stint after it covers. The ack to the client waits for W durable copies, ours counted like
+any other: by a message to ourselves that is held until our group is synced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cartwheel.core import versions
+from cartwheel.core.coordinator.gets import Gets, check_key
+from cartwheel.core.coordinator.requests import Done, Refused, Requests, shortfall, tally_shortfall
+from cartwheel.core.errors import Code
+from cartwheel.core.local import Local, Plan
+from cartwheel.core.messages import (
+    Failure,
+    Forward,
+    Forwarded,
+    Found,
+    PutRequest,
+    ReplicaWrite,
+    ReplicaWrote,
+    Result,
+    Stored,
+)
+from cartwheel.core.quorum import Outcome, Tally, effective
+from cartwheel.core.storage import record_key, seal
+from cartwheel.core.types import Dot, Durability, NodeId
+from cartwheel.core.versions import Record
+
+
+class Writing:
+    """A put under way, already stamped."""
+
+    __slots__ = ("done", "id", "requests", "stored", "tally")
+
+    def __init__(self, requests: Requests, request_id: int, tally: Tally, stored: Stored, done: Done) -> None:
+        self.requests = requests
+        self.id = request_id
+        self.tally = tally
+        self.stored = stored
+        self.done = done
+
+    def ack(self, node: NodeId) -> None:
+        """This node has the write durably."""
+        if self.tally.ack(node) is Outcome.MET:
+            self.requests.end(self.id)
+            self.done(self.stored, Durability.MEMORY)
+
+    def waiting(self) -> list[NodeId]:
+        """See ``Request``."""
+        return self.tally.waiting()
+
+    def fail(self, node: NodeId, reason: str) -> None:
+        """See ``Request``."""
+        if self.id in self.requests.by_id and self.tally.fail(node, reason) is Outcome.UNREACHABLE:
+            self.requests.end(self.id)
+            self.done(Failure(Code.NOQUORUM, tally_shortfall("W", self.tally), unknown=True), Durability.MEMORY)
+
+
+class Forwarding:
+    """A put handed to an owner."""
+
+    __slots__ = ("done", "id", "requests", "target")
+
+    def __init__(self, requests: Requests, request_id: int, target: NodeId, done: Done) -> None:
+        self.requests = requests
+        self.id = request_id
+        self.target = target
+        self.done = done
+
+    def waiting(self) -> list[NodeId]:
+        """See ``Request``."""
+        return [self.target]
+
+    def fail(self, node: NodeId, reason: str) -> None:
+        """See ``Request``. Not tried at another owner: the first one may have stamped it."""
+        self.requests.end(self.id)
+        text = f"forwarded to {node}: {reason}"
+        self.done(Failure(Code.NOQUORUM, text, unknown=True), Durability.MEMORY)
+
+
+class Puts:
+    """This node's puts."""
+
+    def __init__(self, local: Local, requests: Requests, gets: Gets) -> None:
+        self._local = local
+        self._requests = requests
+        self._gets = gets
+        self._minted: dict[tuple[bytes, bytes], Dot] = {}  # (record key, request id) -> dot, oldest first
+
+    def put(self, put: PutRequest, done: Done, *, forwarded: bool = False) -> None:
+        """Coordinate a put, or hand it to a node that can."""
+        try:
+            self._start(put, done, forwarded=forwarded)
+        except Refused as refused:
+            done(refused.failure, Durability.MEMORY)
+
+    def _start(self, put: PutRequest, done: Done, *, forwarded: bool) -> None:
+        local = self._local
+        plan = local.plan(put.bucket)
+        check_key(put.key, plan)
+        if put.value is not None and len(put.value) > plan.props.value_bytes_max:
+            text = f"value of {len(put.value)} bytes exceeds the limit of {plan.props.value_bytes_max} bytes"
+            raise Refused(Code.TOOBIG, f"{text} (bucket property value_bytes_max)")
+        at = record_key(put.bucket, put.key)
+        owners = local.owners(at, plan.props.n)
+        needed = self._needed(put, plan)
+        self._check_enough(owners, needed)
+        if local.node in owners:
+            self._coordinate(at, put, plan, done)
+        elif forwarded:
+            raise Refused(Code.NOQUORUM, f"{local.node} is not in the preference list: rings differ, try again")
+        else:
+            self._forward(put, owners, done)
+
+    def _needed(self, put: PutRequest, plan: Plan) -> int:
+        w = plan.w
+        if put.w:
+            n = plan.props.n
+            if not 1 <= put.w <= n:
+                raise Refused(Code.INVALID, f"W={put.w} must lie between 1 and n={n}")
+            w = effective(put.w, n, self._local.members())
+        return max(w, plan.pw)
+
+    def _check_enough(self, owners: Sequence[NodeId], needed: int) -> None:
+        """Refuse a put that cannot reach W owners, before anything of it is staged or sent."""
+        local = self._local
+        away = [owner for owner in owners if owner not in local.reachable and owner != local.node]
+        if len(owners) - len(away) < needed:
+            reasons = {owner: local.why_unreachable(owner) for owner in away}
+            raise Refused(Code.NOQUORUM, shortfall("W", needed, len(owners) - len(away), reasons))
+
+    # --- coordinating ---
+
+    def _coordinate(self, at: bytes, put: PutRequest, plan: Plan, done: Done) -> None:
+        """Stamp now, or after a quorum read if the context names a write that our record does not account for."""
+        local = self._local
+        record = local.read_record(at)
+        if not put.dots or versions.accounts_for(record, put.dots):
+            self._stamp(at, put, plan, record, done)
+            return
+
+        def stamp_after_read(result: Result, hold: Durability) -> None:
+            del hold  # what was read is merged and staged here, so it is durable before the put is
+            if isinstance(result, Found) and result.record.versions:
+                local.absorb(at, seal(at, versions.encode(result.record)), plan.durability)
+            try:
+                self._stamp(at, put, plan, local.read_record(at), done)
+            except Refused as refused:
+                done(refused.failure, Durability.MEMORY)
+
+        local.count("puts_after_read")
+        self._gets.start(put.bucket, put.key, plan, 0, put.timeout_s, stamp_after_read)
+
+    def _stamp(self, at: bytes, put: PutRequest, plan: Plan, record: Record, done: Done) -> None:
+        """Mint the dot, stage the record, send it to the other owners: one synchronous step (versions, invariant A)."""
+        local = self._local
+        again = self._earlier_dot(at, put.request_id, record) if put.request_id else None
+        if again is not None:
+            local.count("puts_repeated")
+            sealed = local.write_record(at, record, record, plan.durability)
+            context = versions.context_after_put(record, put.context or {}, again)
+            self._replicate(at, put, plan, sealed, again, done, Stored(*context, len(record.versions), local.node))
+            return
+        context_clock = record.clock if put.context is None or plan.lww else put.context
+        local.notice_amnesia(record, context_clock)
+        counter, leave_after = local.mint(max(record.clock.values(), default=0) if plan.lww else 0)
+        dot = (local.actor, counter)
+        new = versions.put(
+            record, context_clock, dot, put.value,
+            seen=put.dots, expires_at_ms=put.expires_at_ms, request_id=put.request_id,
+        )  # fmt: skip
+        siblings = len(new.versions)
+        if siblings > 1:
+            self._check_siblings(siblings, len(record.versions), plan)
+        sealed = local.write_record(at, record, new, plan.durability)
+        if put.request_id:
+            self._remember(at, put.request_id, dot)
+        local.count("puts")
+        stored = Stored(*versions.context_after_put(new, context_clock, dot), siblings, local.node)
+        self._replicate(at, put, plan, sealed, dot, done, stored, leave_after)
+
+    def _check_siblings(self, siblings: int, before: int, plan: Plan) -> None:
+        """Refuse a client's write that leaves too many siblings. A merge is never refused."""
+        if siblings > max(plan.props.siblings_max, before):
+            text = f"the key has {before} siblings, the limit (bucket property siblings_max)"
+            raise Refused(Code.TOOMANYSIBLINGS, f"{text}: read them and write with the context")
+        if siblings > plan.props.siblings_warn:
+            self._local.count("siblings_over_warning")
+
+    def _replicate(
+        self,
+        at: bytes,
+        put: PutRequest,
+        plan: Plan,
+        sealed: bytes,
+        dot: Dot,
+        done: Done,
+        stored: Stored,
+        leave_after: Durability = Durability.MEMORY,
+    ) -> None:
+        """Send the staged record to the other owners and count durable acks, ours among them."""
+        local = self._local
+        owners = local.owners(at, plan.props.n)
+        tally = Tally(owners, self._needed(put, plan), primaries=owners, primaries_needed=plan.pw)
+        request_id = local.new_id()
+        writing = Writing(self._requests, request_id, tally, stored, done)
+        deadline_s = local.now_s + (put.timeout_s or local.config.request_timeout_s)
+        self._requests.add(request_id, writing, deadline_s)
+        message = ReplicaWrite(request_id, at, sealed, plan.durability, dot[1])
+        for owner in owners:
+            if owner == local.node:
+                local.send(owner, ReplicaWrote([request_id]), max(plan.durability, leave_after))
+            elif owner in local.reachable:
+                local.send(owner, message, leave_after)
+            else:
+                writing.fail(owner, local.why_unreachable(owner))
+
+    def handle_wrote(self, src: NodeId, message: ReplicaWrote) -> None:
+        """A replica has these writes durably."""
+        by_id = self._requests.by_id
+        for request_id in message.ids:
+            writing = by_id.get(request_id)
+            if writing.__class__ is Writing:  # else late: the request is over
+                writing.ack(src)
+
+    # --- retries ---
+
+    def _earlier_dot(self, at: bytes, request_id: bytes, record: Record) -> Dot | None:
+        """The dot that an earlier try of this request got: still a version, or remembered here."""
+        version = versions.by_request(record, request_id)
+        return version.dot if version is not None else self._minted.get((at, request_id))
+
+    def _remember(self, at: bytes, request_id: bytes, dot: Dot) -> None:
+        self._minted[at, request_id] = dot
+        if len(self._minted) > self._local.config.request_ids_max:
+            del self._minted[next(iter(self._minted))]
+
+    # --- forwarding ---
+
+    def _forward(self, put: PutRequest, owners: Sequence[NodeId], done: Done) -> None:
+        """Hand the put to the owner that the context prefers, or to the first reachable one (section 4.5)."""
+        local = self._local
+        candidates = [owner for owner in owners if owner in local.reachable]
+        target = put.coordinator if put.coordinator in candidates else candidates[0]
+        request_id = local.new_id()
+        if not put.request_id:
+            put = msgspec.structs.replace(put, request_id=b"fwd" + request_id.to_bytes(8))
+        deadline_s = local.now_s + (put.timeout_s or local.config.request_timeout_s)
+        self._requests.add(request_id, Forwarding(self._requests, request_id, target, done), deadline_s)
+        local.count("puts_forwarded")
+        local.send(target, Forward(request_id, put))
+
+    def handle_forward(self, src: NodeId, message: Forward) -> None:
+        """Coordinate for a node outside the preference list."""
+
+        def done(result: Result, hold: Durability) -> None:
+            assert isinstance(result, Stored | Failure)
+            self._local.send(src, Forwarded(message.id, result), hold)
+
+        self.put(message.put, done, forwarded=True)
+
+    def handle_forwarded(self, src: NodeId, message: Forwarded) -> None:
+        """The owner's answer: relay it."""
+        request = self._requests.by_id.get(message.id)
+        if isinstance(request, Forwarding) and request.target == src:
+            self._requests.end(message.id)
+            request.done(message.result, Durability.MEMORY)

@@ -1,0 +1,103 @@
+"""The requests under way at one coordinator, and their deadlines.
+
+Deadlines are kept in buckets of one tick, so setting one costs an append and ending a request costs nothing: its id stays in
+the bucket and is found gone. Memory: an id for each request of the last ``timeout_s`` seconds.
+
+Invariant: every request is in a bucket that a later tick will open: none can leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cartwheel.core.errors import Code
+from cartwheel.core.messages import TICK_S, Failure, Result
+from cartwheel.core.quorum import Tally
+from cartwheel.core.types import Durability, NodeId
+
+Done = Callable[[Result, Durability], None]
+"""How a request is answered, once: the result, and what its telling must wait for."""
+
+
+class Request(Protocol):
+    """A get, put or forwarded put under way."""
+
+    def waiting(self) -> list[NodeId]:
+        """The nodes whose answers are outstanding."""
+
+    def fail(self, node: NodeId, reason: str) -> None:
+        """This node will not answer."""
+
+
+class Requests:
+    """All of them, by id."""
+
+    __slots__ = ("_due", "_opened", "by_id")
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Request] = {}
+        self._due: dict[int, list[int]] = {}
+        self._opened = 0
+
+    def add(self, request_id: int, request: Request, deadline_s: float) -> None:
+        """Take a request in; at the first tick after ``deadline_s`` (monotonic) its outstanding answers are given up."""
+        self.by_id[request_id] = request
+        bucket = max(int(deadline_s / TICK_S) + 1, self._opened + 1)
+        due = self._due.get(bucket)
+        if due is None:
+            self._due[bucket] = [request_id]
+        else:
+            due.append(request_id)
+
+    def end(self, request_id: int) -> None:
+        """The request is over."""
+        self.by_id.pop(request_id, None)
+
+    def tick(self, now_s: float) -> None:
+        """Give up what is overdue."""
+        current = int(now_s / TICK_S)
+        if len(self._due) < current - self._opened:
+            buckets = sorted(bucket for bucket in self._due if bucket <= current)
+        else:
+            buckets = list(range(self._opened + 1, current + 1))
+        self._opened = max(self._opened, current)
+        for bucket in buckets:
+            for request_id in self._due.pop(bucket, ()):
+                self._give_up(request_id, "no answer in time")
+
+    def _give_up(self, request_id: int, reason: str) -> None:
+        request = self.by_id.get(request_id)
+        if request is not None:
+            for node in request.waiting():
+                request.fail(node, reason)
+
+    def peer_down(self, node: NodeId, reason: str) -> None:
+        """What was asked of this peer will not be answered."""
+        for request in list(self.by_id.values()):
+            if node in request.waiting():
+                request.fail(node, reason)
+
+    def check(self) -> None:
+        """Assert the invariant."""
+        due = {request_id for bucket in self._due.values() for request_id in bucket}
+        assert self.by_id.keys() <= due, "a request without a deadline"
+
+
+class Refused(Exception):
+    """The request was not applied anywhere. Raised within the coordinator, told to the client as a Failure."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(text)
+        self.failure = Failure(code, text)
+
+
+def shortfall(name: str, needed: int, got: int, failed: dict[NodeId, str]) -> str:
+    """``need W=2, got 1 (n3: no answer in time)``."""
+    reasons = "; ".join(f"{node}: {reason}" for node, reason in sorted(failed.items()))
+    return f"need {name}={needed}, got {got}" + (f" ({reasons})" if reasons else "")
+
+
+def tally_shortfall(name: str, tally: Tally) -> str:
+    """The same, of a tally."""
+    return shortfall(name, tally.needed, len(tally.acked), tally.failed)

@@ -1,0 +1,447 @@
+"""Versions against the model of explicit causal histories, and the laws that replication rests on."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cartwheel.core import versions
+from cartwheel.core.errors import CorruptData
+from cartwheel.core.types import Clock, Dot
+from cartwheel.core.versions import EMPTY, Record, Version
+from tests.core.causal_model import NOTHING, Events, Histories
+
+REPLICAS = 4
+
+
+class Seen(NamedTuple):
+    """A context in both worlds: the model's events, and the clock with dots beside it that stand for them."""
+
+    events: Events
+    clock: Clock
+    dots: tuple[Dot, ...] = ()
+
+
+class Key:
+    """One key on several replicas, in the model and for real, side by side."""
+
+    def __init__(self) -> None:
+        self.histories = Histories()
+        self.dots: list[Dot] = []  # event -> dot
+        self.known: list[Events] = [NOTHING] * REPLICAS
+        self.records: list[Record] = [EMPTY] * REPLICAS
+        self.stints = [0] * REPLICAS
+        self.counters = [100, 5, 9000, 5]  # clocks that disagree; 1 and 3 even give out equal readings
+
+    def read(self, replica: int) -> Seen:
+        return Seen(self.known[replica], self.records[replica].clock)
+
+    def merge(self, ours: int, theirs: int) -> None:
+        self.known[ours] |= self.known[theirs]
+        self.records[ours] = versions.merge(self.records[ours], self.records[theirs])
+
+    def put(self, replica: int, seen: Seen | None, *, tombstone: bool = False) -> Seen | None:
+        """Write with what ``seen`` stands for (None: blindly, over all that the replica holds); return the context after it."""
+        record = self.records[replica]
+        context = self.read(replica) if seen is None else seen
+        if not versions.accounts_for(record, context.dots):  # as the coordinator does: learn of these writes first
+            helper = next((r for r in range(REPLICAS) if versions.accounts_for(self.records[r], context.dots)), None)
+            if helper is None:
+                return None
+            self.merge(replica, helper)
+            record = self.records[replica]
+        self.counters[replica] += 1
+        dot = (f"n{replica}/{self.stints[replica]}", self.counters[replica])
+        event = self.histories.write(context.events)
+        value = None if tombstone else b"%d" % event
+        new = versions.put(record, context.clock, dot, value, seen=context.dots)
+        self.dots.append(dot)
+        self.records[replica] = new
+        self.known[replica] |= context.events | {event}
+        clock, dots = versions.context_after_put(new, context.clock, dot, context.dots)
+        return Seen(context.events | {event}, clock, dots)
+
+    def forget(self, replica: int, remembered: Record, events: Events) -> None:
+        """The disk is lost, or an older copy of it restored: the node goes on as a new stint."""
+        self.stints[replica] += 1
+        self.records[replica], self.known[replica] = remembered, events
+
+    def check(self) -> None:
+        for record, known in zip(self.records, self.known, strict=True):
+            versions.check(record)
+            live = self.histories.live(known)
+            assert {v.dot for v in record.versions} == {self.dots[event] for event in live}
+            for event, (actor, counter) in enumerate(self.dots):
+                assert (counter <= record.clock.get(actor, -1)) == (event in known)
+
+
+class VersionsMachine(RuleBasedStateMachine):
+    """After any writes, merges and losses each replica's siblings are those of the model: none lost, none false."""
+
+    contexts = Bundle("contexts")
+    replicas = st.integers(0, REPLICAS - 1)
+
+    @initialize(target=contexts)
+    def begin(self) -> Seen:
+        self.key = Key()
+        self.backups: list[tuple[int, Record, Events]] = []
+        return Seen(NOTHING, {})
+
+    @rule(target=contexts, replica=replicas)
+    def read(self, replica: int) -> Seen:
+        return self.key.read(replica)
+
+    @rule(target=contexts, replica=replicas, seen=contexts, tombstone=st.booleans())
+    def put(self, replica: int, seen: Seen, tombstone: bool) -> Seen:
+        return self.key.put(replica, seen, tombstone=tombstone) or seen
+
+    @rule(target=contexts, replica=replicas)
+    def put_blind(self, replica: int) -> Seen | None:
+        return self.key.put(replica, None)
+
+    @rule(target=contexts, replica=replicas)
+    def put_unseen(self, replica: int) -> Seen | None:
+        return self.key.put(replica, Seen(NOTHING, {}))
+
+    @rule(ours=replicas, theirs=replicas)
+    def merge(self, ours: int, theirs: int) -> None:
+        self.key.merge(ours, theirs)
+
+    @rule(replica=replicas)
+    def lose_disk(self, replica: int) -> None:
+        self.key.forget(replica, EMPTY, NOTHING)
+
+    @rule(replica=replicas)
+    def back_up(self, replica: int) -> None:
+        self.backups.append((replica, self.key.records[replica], self.key.known[replica]))
+
+    @precondition(lambda self: self.backups)
+    @rule(data=st.data())
+    def restore(self, data: st.DataObject) -> None:
+        self.key.forget(*data.draw(st.sampled_from(self.backups)))
+
+    @rule(replica=replicas)
+    def store_and_load(self, replica: int) -> None:
+        data = versions.encode(self.key.records[replica])
+        self.key.records[replica] = versions.decode(memoryview(data))
+        assert versions.encode(self.key.records[replica]) == data
+
+    @invariant()
+    def as_the_model_says(self) -> None:
+        self.key.check()
+
+    def teardown(self) -> None:
+        """Once all have heard from all, in any order, they hold equal bytes."""
+        key = self.key
+        for ours, theirs in itertools.permutations(range(REPLICAS), 2):
+            key.merge(ours, theirs)
+        for ours, theirs in itertools.permutations(range(REPLICAS), 2):
+            key.merge(theirs, ours)
+        key.check()
+        assert len({versions.encode(record) for record in key.records}) == 1
+
+
+VersionsMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestVersionsMachine = VersionsMachine.TestCase
+
+
+# --- the laws of merge ------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def replicas_of_a_key(draw: st.DrawFn) -> list[Record]:
+    """Records that replicas of one key can come to hold."""
+    key = Key()
+    contexts: list[Seen] = [Seen(NOTHING, {})]
+    replica = st.integers(0, REPLICAS - 1)
+    for _ in range(draw(st.integers(0, 12))):
+        if draw(st.booleans()):
+            key.merge(draw(replica), draw(replica))
+        else:
+            seen = draw(st.sampled_from(contexts))
+            after = key.put(draw(replica), draw(st.sampled_from([None, seen])), tombstone=draw(st.booleans()))
+            contexts += [after or seen, key.read(draw(replica))]
+    return key.records
+
+
+@given(replicas_of_a_key())
+@settings(max_examples=200)
+def test_merge_is_commutative_associative_and_idempotent(records):
+    """In whatever order, grouping and repetition records meet, the result has the same bytes."""
+    a, b, c, _ = records
+    merge, encode = versions.merge, versions.encode
+    assert encode(merge(a, b)) == encode(merge(b, a))
+    assert encode(merge(merge(a, b), c)) == encode(merge(a, merge(b, c)))
+    assert encode(merge(a, a)) == encode(a)
+    assert encode(merge(merge(a, b), b)) == encode(merge(a, b))
+
+
+@given(replicas_of_a_key())
+@settings(max_examples=200)
+def test_merge_returns_its_argument_where_nothing_changes(records):
+    """The result is ``ours`` itself if theirs adds nothing, else ``theirs`` itself if ours adds nothing, else a new record."""
+    for ours, theirs in itertools.permutations(records, 2):
+        merged = versions.merge(ours, theirs)
+        if merged == ours:
+            assert merged is ours
+        elif merged == theirs:
+            assert merged is theirs
+        else:
+            assert merged is not ours
+            assert merged is not theirs
+
+
+@given(replicas_of_a_key(), st.randoms(use_true_random=False))
+def test_equal_records_are_equal_bytes(records, random):
+    """The bytes do not depend on the order in which a record's clock was filled."""
+    merged = versions.merge(versions.merge(records[0], records[1]), versions.merge(records[2], records[3]))
+    items = list(merged.clock.items())
+    random.shuffle(items)
+    assert versions.encode(Record(dict(items), merged.versions)) == versions.encode(merged)
+    assert versions.decode(versions.encode(merged)) == merged
+
+
+@given(replicas_of_a_key())
+def test_a_stripped_record_merges_like_the_whole_one(records):
+    """Stripping the values before a merge or after it is the same; tombstones stay tombstones, values stay values."""
+    a, b, _, _ = records
+    assert versions.merge(versions.strip(a), versions.strip(b)) == versions.strip(versions.merge(a, b))
+    for version, bare in zip(a.versions, versions.strip(a).versions, strict=True):
+        assert bare.value == (None if version.value is None else b"")
+        assert bare.live(0) == version.live(0)
+
+
+@given(replicas_of_a_key(), st.permutations(range(REPLICAS)))
+def test_last_writer_wins_converges(records, order):
+    """If replicas keep only the newest after each merge, all come to hold the same bytes, whatever the order of merges."""
+    lww = versions.only_newest
+
+    def gathered(sequence):
+        known = EMPTY
+        for i in sequence:
+            known = lww(versions.merge(known, lww(records[i])))
+        return versions.encode(known)
+
+    assert gathered(order) == gathered(range(REPLICAS))
+
+
+@given(replicas_of_a_key())
+def test_merge_clocks_is_the_least_upper_bound(records):
+    """The merged clock descends from both and claims nothing that neither knew; ``descends`` is the order of it."""
+    for a, b in itertools.permutations([r.clock for r in records], 2):
+        merged = versions.merge_clocks(a, b)
+        assert versions.descends(merged, a)
+        assert versions.descends(merged, b)
+        assert all(counter in (a.get(actor), b.get(actor)) for actor, counter in merged.items())
+        assert versions.descends(a, b) == (merged == a)
+
+
+# --- single facts -----------------------------------------------------------------------------------------------------
+
+A1, A2, B1 = ("a/1", 1), ("a/1", 2), ("b/1", 1)
+
+
+def record_of(*found: Version) -> Record:
+    clock: Clock = {}
+    for version in found:
+        clock[version.actor] = max(version.counter, clock.get(version.actor, 0))
+    return Record(clock, tuple(sorted(found, key=lambda v: v.dot)))
+
+
+def test_two_writers_with_one_context_through_one_node_are_siblings():
+    """The trap of plain vector clocks: neither write erases the other, and a write with both in its context ends both."""
+    first = versions.put(EMPTY, {}, A1, b"milk")
+    second = versions.put(first, {}, A2, b"eggs")
+    assert [v.value for v in second.versions] == [b"milk", b"eggs"]
+    merged = versions.put(second, second.clock, ("a/1", 3), b"milk, eggs")
+    assert [v.value for v in merged.versions] == [b"milk, eggs"]
+
+
+@pytest.mark.parametrize(
+    ("record", "context", "dot"),
+    [
+        (versions.put(EMPTY, {}, A2, b""), {}, A1),  # older than what the record accounts for
+        (versions.put(EMPTY, {}, A2, b""), {}, A2),  # the very same
+        (EMPTY, {"a/1": 2}, A2),  # the client has seen it already
+        (EMPTY, {"a/1": 2}, A1),
+    ],
+)
+def test_a_dot_is_never_minted_twice(record, context, dot):
+    """A dot that the record or the context covers is our bug, and stops us."""
+    with pytest.raises(AssertionError):
+        versions.put(record, context, dot, b"")
+
+
+def test_context_after_put_without_sibling_is_the_whole_clock():
+    """A lone version has all that its record accounts for in its past."""
+    record = versions.put(versions.put(EMPTY, {}, B1, b"x"), {"b/1": 1}, A1, b"y")
+    assert versions.context_after_put(record, {"b/1": 1}, A1, ()) == ({"a/1": 1, "b/1": 1}, ())
+
+
+def test_context_after_put_beside_a_sibling_does_not_cover_it():
+    """The writer of y has not seen x, so its next write must leave x alone, and end y."""
+    record = versions.put(versions.put(EMPTY, {}, B1, b"x"), {}, A1, b"y")
+    clock, dots = versions.context_after_put(record, {}, A1, ())
+    assert (clock, dots) == ({}, (A1,))
+    after = versions.put(record, clock, A2, b"z", seen=dots)
+    assert {v.value for v in after.versions} == {b"x", b"z"}
+
+
+def test_context_after_put_keeps_what_the_record_has_not_heard_of():
+    """A write seen, but unknown to this record, stays in the context, so that a later put still ends it."""
+    elsewhere = versions.put(EMPTY, {}, B1, b"mine, elsewhere")
+    here = versions.put(EMPTY, {}, A1, b"mine, here", seen=(B1,))  # could not read B1: it reached no one in reach
+    clock, dots = versions.context_after_put(here, {}, A1, (B1,))
+    assert B1 in dots
+    both = versions.merge(here, elsewhere)
+    assert len(both.versions) == 2  # for now a false sibling
+    assert [v.value for v in versions.put(both, clock, A2, b"next", seen=dots).versions] == [b"next"]
+
+
+def test_accounts_for_asks_for_each_dot():
+    """A write is accounted for if it is live or superseded; one unknown dot suffices for no."""
+    record = versions.put(versions.put(EMPTY, {}, A1, b""), {"a/1": 1}, A2, b"")
+    assert versions.accounts_for(record, [A1, A2])
+    assert not versions.accounts_for(record, [A1, B1])
+    assert not versions.accounts_for(record, [("a/1", 3)])
+    assert versions.accounts_for(record, [])
+
+
+def test_siblings_show_a_retried_write_once():
+    """One request stamped by two coordinators is one write; writes without an id are never taken for one another."""
+    record = record_of(
+        Version("a/1", 1, b"v", 0, b"q"), Version("b/1", 1, b"v", 0, b"q"), Version("c/1", 1, b"v", 0, b"r"),
+        Version("d/1", 1, b"v"), Version("e/1", 1, b"v"),
+    )  # fmt: skip
+    assert [v.actor for v in versions.siblings(record, 0)] == ["a/1", "c/1", "d/1", "e/1"]
+
+
+def test_siblings_never_hide_a_value():
+    """Two values under one request id are a client's mistake; both are shown, or a put after the read would drop one unseen."""
+    record = record_of(Version("a/1", 1, b"v", 0, b"q"), Version("b/1", 1, b"w", 0, b"q"), Version("c/1", 1, b"v", 0, b"q"))
+    assert [v.value for v in versions.siblings(record, 0)] == [b"v", b"w"]
+
+
+def test_siblings_show_what_lives():
+    """Neither tombstones nor expired versions; a retry that lives longer than the first try still shows."""
+    record = record_of(
+        Version("a/1", 1, None), Version("b/1", 1, b"old", 10, b"q"), Version("c/1", 1, b"old", 20, b"q"),
+        Version("d/1", 1, b"new"),
+    )  # fmt: skip
+    assert [v.actor for v in versions.siblings(record, 9)] == ["b/1", "d/1"]
+    assert [v.actor for v in versions.siblings(record, 10)] == ["c/1", "d/1"]
+    assert [v.actor for v in versions.siblings(record, 20)] == ["d/1"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expires_at_ms", "wall_ms", "live"),
+    [
+        (b"", 0, 1 << 60, True),  # 0: never
+        (b"x", 100, 99, True),
+        (b"x", 100, 100, False),  # from that instant on
+        (None, 0, 0, False),
+        (None, 100, 50, False),
+    ],
+)
+def test_expiry(value, expires_at_ms, wall_ms, live):
+    """Each row: a version of this value and expiry, at this wall time, shows a value or not."""
+    assert Version("a/1", 1, value, expires_at_ms).live(wall_ms) is live
+
+
+def test_put_notes_expiry_and_request():
+    """What came with the write is kept with its version."""
+    record = versions.put(EMPTY, {}, A1, b"x", expires_at_ms=77, request_id=b"q")
+    assert record.versions == (Version("a/1", 1, b"x", 77, b"q"),)
+    assert versions.by_request(record, b"q") is record.versions[0]
+    assert versions.by_request(record, b"r") is None
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (EMPTY, None),
+        (record_of(Version("a/1", 7, b"")), ("a/1", 7)),
+        (record_of(Version("a/1", 7, b""), Version("b/1", 6, b"")), ("a/1", 7)),
+        (record_of(Version("a/1", 7, b""), Version("b/1", 7, b"")), ("b/1", 7)),  # a tie: by actor
+        (record_of(Version("a/1", 8, None), Version("b/1", 7, b"")), ("a/1", 8)),  # a tombstone counts
+    ],
+)
+def test_newest(record, expected):
+    """Each row: the newest of these siblings; last writer wins keeps just it, and the clock."""
+    found = versions.newest(record)
+    assert (found and found.dot) == expected
+    assert versions.only_newest(record) == Record(record.clock, () if found is None else (found,))
+
+
+def test_explanation_of_a_record():
+    """``as_dict`` tells dots, sizes and fates, not values."""
+    record = record_of(Version("b/1", 2, b"four"), Version("a/1", 1, None, 9))
+    assert versions.as_dict(record) == {
+        "clock": {"a/1": 1, "b/1": 2},
+        "versions": [
+            {"dot": ["a/1", 1], "bytes": None, "tombstone": True, "expires_at_ms": 9},
+            {"dot": ["b/1", 2], "bytes": 4, "tombstone": False, "expires_at_ms": 0},
+        ],
+    }
+    assert list(versions.as_dict(record)["clock"]) == ["a/1", "b/1"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Record({}, (Version("a/1", 1, b""),)),  # the clock does not cover a version
+        Record({"a/1": 1}, (Version("a/1", 2, b""),)),
+        Record({"a/1": 2}, (Version("a/1", 2, b""), Version("a/1", 1, b""))),  # not in dot order
+        Record({"a/1": 1}, (Version("a/1", 1, b""), Version("a/1", 1, b""))),  # one dot twice
+    ],
+)
+def test_check_refuses(bad):
+    """Each of these records breaks invariant 1."""
+    with pytest.raises(AssertionError):
+        versions.check(bad)
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_bytes_of_a_record():
+    """What lies on disks must not change by accident: a record written by this version is read by all later ones."""
+    record = Record({"b/2": 300, "a/1": 5}, (Version("a/1", 5, b"milk", 7, b"q"), Version("b/2", 300, None)))
+    golden = bytes.fromhex(
+        "9282a3612f3105a3622f32cd012c9295a3612f3105c4046d696c6b07c4017195a3622f32cd012cc000c400"
+    )
+    assert versions.encode(record) == golden
+    assert versions.decode(golden) == record
+
+
+@given(st.binary(max_size=60))
+def test_arbitrary_bytes_are_corrupt_data(data):
+    """Decoding raises nothing but CorruptData."""
+    try:
+        versions.decode(data)
+    except CorruptData:
+        pass
+
+
+@given(replicas_of_a_key(), st.data())
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+def test_damaged_bytes_are_corrupt_data(records, data):
+    """Neither do the bytes of a record with some of them changed, cut off or put in."""
+    whole = versions.encode(records[0])
+    at = data.draw(st.integers(0, len(whole)))
+    damaged = whole[:at] + data.draw(st.binary(max_size=4)) + whole[at + data.draw(st.integers(0, 4)) :]
+    try:
+        versions.decode(damaged)
+    except CorruptData:
+        pass
+
+
+def test_bottomless_bytes_are_corrupt_data():
+    """Arrays nested beyond what the parser follows do not take the process down."""
+    with pytest.raises(CorruptData):
+        versions.decode(b"\x93\x80\x90" + b"\x91" * 200_000)
