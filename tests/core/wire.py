@@ -1,21 +1,25 @@
 """Real nodes joined by a fake wire: every message is encoded, decoded and delivered in order, every group commits at once.
 
-For tests of one path through the core. Loss, delay and crashes are the simulator's business.
+For tests of one path through the core, with the faults that a test asks for. Random ones are the simulator's business.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from cartwheel.core import versions
 from cartwheel.core.config import Config
 from cartwheel.core.messages import (
     Batch,
+    ClientBucketSet,
     ClientGet,
     ClientPut,
     Effect,
     Event,
+    Message,
     PeerDown,
     PeerUp,
     PutRequest,
@@ -28,8 +32,9 @@ from cartwheel.core.messages import (
 )
 from cartwheel.core.node import Node
 from cartwheel.core.ring import Change, ChangeKind, History, Member
-from cartwheel.core.storage import MemoryEngine, Store
+from cartwheel.core.storage import MemoryEngine, Space, Store, record_key
 from cartwheel.core.types import Durability, NodeId
+from cartwheel.core.versions import Record
 
 WALL_MS = 1_800_000_000_000
 
@@ -49,11 +54,21 @@ def history_of(names: list[str]) -> History:
 
 
 class Wire:
-    """A cluster in one thread. ``cut`` names the pairs (source, destination) whose messages vanish."""
+    """A cluster in one thread.
+
+    ``cut`` names the pairs (source, destination) whose messages vanish, ``lose`` picks single messages, ``repeat`` delivers
+    everything twice, ``held`` names nodes whose groups do not commit, ``skew_ms`` sets clocks wrong, ``sent`` is what travelled.
+    """
 
     def __init__(self, names: list[str], *, q: int = 64, **config: Any) -> None:
         self.now_s = 0.0
         self.wall_ms = WALL_MS
+        self.skew_ms: dict[NodeId, int] = {}
+        self.repeat = False
+        self.lose: Callable[[NodeId, NodeId, Message], bool] = lambda src, dst, message: False
+        self.sent: list[tuple[NodeId, NodeId, Message]] = []
+        self.client = 0  # the last one
+        self.halted: dict[NodeId, str] = {}
         self.engines = {name: MemoryEngine() for name in names}
         self.nodes: dict[NodeId, Node] = {}
         self.stores: dict[NodeId, Store] = {}
@@ -63,14 +78,13 @@ class Wire:
         self._held_effects: dict[NodeId, list[Effect]] = {name: [] for name in names}
         self._queue: deque[tuple[NodeId, NodeId, bytes]] = deque()
         self._clients = count(1)
+        self._boots = count(1)
         self._names = names
         self._config = {"q": q, **config}
-        for i, name in enumerate(names):
-            self.boot(name, i + 1)
         for name in names:
-            for other in names:
-                if other != name:
-                    self.handle(name, PeerUp(other))
+            self.boot(name, next(self._boots))
+        for name in names:
+            self.connect(name)
 
     def boot(self, name: NodeId, boot: int) -> None:
         """Start a node on what its engine holds."""
@@ -79,14 +93,49 @@ class Wire:
         node = Node(config, store, history=history_of(self._names), stint=f"s{boot}", boot=boot, seed=boot)
         self.nodes[name], self.stores[name] = node, store
         self._held_effects[name] = []
-        node.start(self.now_s, self.wall_ms)
+        node.start(self.now_s, self.wall(name))
         self._commit(name)
+
+    def wall(self, name: NodeId) -> int:
+        """What this node's clock shows."""
+        return self.wall_ms + self.skew_ms.get(name, 0)
+
+    def connect(self, name: NodeId) -> None:
+        """This node finds all others that run."""
+        for other in list(self.nodes):
+            if other != name:
+                self.handle(name, PeerUp(other))
 
     def crash(self, name: NodeId) -> None:
         """Lose a node and what it had not committed."""
         del self.nodes[name]
-        for other in self.nodes:
+        for other in list(self.nodes):
             self.handle(other, PeerDown(name, "connection lost"))
+
+    def stop(self, name: NodeId) -> None:
+        """Stop a node cleanly."""
+        self.nodes[name].shutdown(self.wall(name))
+        self._commit(name)
+        self.crash(name)
+
+    def restart(self, name: NodeId, *, disk: MemoryEngine | None = None, boot: int | None = None) -> None:
+        """Start a stopped or crashed node again, on its disk or another one."""
+        if disk is not None:
+            self.engines[name] = disk
+        self.boot(name, next(self._boots) if boot is None else boot)
+        self.connect(name)
+        for other in list(self.nodes):
+            if other != name:
+                self.handle(other, PeerUp(name))
+
+    def split(self, *sides: str) -> None:
+        """Let only nodes on one side hear each other (names are single letters); they do not know of it."""
+        side = {name: i for i, names in enumerate(sides) for name in names}
+        self.cut = {(a, b) for a in side for b in side if side[a] != side[b]}
+
+    def heal(self) -> None:
+        """End every split."""
+        self.cut = set()
 
     def handle(self, name: NodeId, event: Event) -> None:
         """Give one event to a node, and run until the wire is quiet."""
@@ -97,11 +146,23 @@ class Wire:
         """Deliver until nothing is under way."""
         while self._queue:
             src, dst, data = self._queue.popleft()
-            if dst in self.nodes and (src, dst) not in self.cut:
-                self._step(dst, Received(src, decode_batch(data)))
+            batch = decode_batch(data)
+            self.sent += [(src, dst, message) for message in batch.messages]
+            batch.messages = [m for m in batch.messages if not self.lose(src, dst, m)]
+            if dst in self.nodes and (src, dst) not in self.cut and batch.messages:
+                for _ in range(1 + self.repeat):
+                    self._step(dst, Received(src, batch))
+
+    def inject(self, src: NodeId, dst: NodeId, *messages: Message, epoch: bytes | None = None) -> None:
+        """Deliver a batch as if it came from ``src``."""
+        if epoch is None:
+            epoch = self.nodes[dst].epoch
+        self.handle(dst, Received(src, decode_batch(encode_batch(epoch, list(messages)))))
 
     def _step(self, name: NodeId, event: Event) -> None:
-        effects = self.nodes[name].handle(self.now_s, self.wall_ms, event)
+        if name not in self.nodes:
+            return  # it crashed while a message to itself was under way
+        effects = self.nodes[name].handle(self.now_s, self.wall(name), event)
         self.nodes[name].check()
         now = [e for e in effects if not getattr(e, "hold", Durability.MEMORY)]
         self._held_effects[name] += [e for e in effects if getattr(e, "hold", Durability.MEMORY)]
@@ -135,6 +196,8 @@ class Wire:
             elif isinstance(effect, Reply):
                 assert effect.client not in self.replies, "a client was answered twice"
                 self.replies[effect.client] = effect.result
+            else:
+                self.halted[name] = effect.reason
 
     def advance(self, seconds: float) -> None:
         """Let time pass, with a tick at its end on every node."""
@@ -143,22 +206,55 @@ class Wire:
         for name in list(self.nodes):
             self.handle(name, Tick())
 
+    # --- what nodes hold ---
+
+    def sealed(self, name: NodeId, key: bytes, bucket: str = "0") -> bytes | None:
+        """The bytes that this node holds of a key, durable or staged."""
+        return self.stores[name].get(Space.RECORDS, record_key(bucket, key))
+
+    def record(self, name: NodeId, key: bytes, bucket: str = "0") -> Record:
+        """What this node holds of a key."""
+        sealed = self.sealed(name, key, bucket)
+        return versions.EMPTY if sealed is None else versions.decode(sealed[8:])
+
+    def values(self, name: NodeId, key: bytes, bucket: str = "0") -> list[bytes | None]:
+        """The values of the versions that this node holds, sorted, tombstones first."""
+        found = [v.value for v in self.record(name, key, bucket).versions]
+        return sorted(found, key=lambda v: (v is not None, v))
+
+    def damage(self, name: NodeId, key: bytes, bucket: str = "0") -> None:
+        """Flip a bit of a record on this node's disk."""
+        sealed = bytearray(self.sealed(name, key, bucket) or b"")
+        sealed[-1] ^= 1
+        self.engines[name].apply([{record_key(bucket, key): bytes(sealed)}, {}, {}], sync=True)
+
+    def copy_disk(self, name: NodeId) -> MemoryEngine:
+        """A backup of this node's disk."""
+        copy = MemoryEngine()
+        spaces = [dict(self.engines[name].scan(space, limit=1 << 30)) for space in Space]
+        copy.apply(spaces, sync=True)  # type: ignore[arg-type]
+        return copy
+
     # --- clients ---
+
+    def set_bucket(self, at: NodeId, bucket: str, **props: object) -> Any:
+        """Change a bucket's properties."""
+        return self.ask(at, ClientBucketSet(0, bucket, {name: str(value) for name, value in props.items()}))
 
     def put(self, at: NodeId, key: bytes, value: bytes | None, *, bucket: str = "0", **fields: Any) -> Any:
         """put() through node ``at``: the result, or None while there is none."""
-        client = next(self._clients)
+        client = self.client = next(self._clients)
         self.handle(at, ClientPut(client, PutRequest(bucket, key, value, **fields)))
         return self.replies.get(client)
 
     def get(self, at: NodeId, key: bytes, *, bucket: str = "0", **fields: Any) -> Any:
         """get() through node ``at``."""
-        client = next(self._clients)
+        client = self.client = next(self._clients)
         self.handle(at, ClientGet(client, bucket, key, **fields))
         return self.replies.get(client)
 
     def ask(self, at: NodeId, event: Event) -> Any:
         """Any client event (its ``client`` is set here)."""
-        event.client = next(self._clients)  # type: ignore[union-attr]
+        event.client = self.client = next(self._clients)  # type: ignore[union-attr]
         self.handle(at, event)
         return self.replies.get(event.client)  # type: ignore[union-attr]

@@ -1,16 +1,12 @@
 """The contract of the storage engines (``core.storage.Engine``), the same tests for each.
 
-What only one of them has is at the end. A crash is a real child process really killed, and an input or output error is a real
-one that the kernel reports.
+Crashes, broken disks, and what only one engine has: ``test_engine_faults.py``.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,12 +17,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from cartwheel.core.errors import ConfigError, CorruptData, StorageFailed
+from cartwheel.core.errors import ConfigError
 from cartwheel.core.storage import Engine, MemoryEngine, Space, Store, Writes, record_key
 from cartwheel.core.types import Durability
-from cartwheel.runtime.engines import ENGINES, open_engine, rocksdb
-from cartwheel.runtime.engines.lmdb import LmdbEngine
-from cartwheel.runtime.engines.rocksdb import RocksEngine
+from cartwheel.runtime.engines import ENGINES, open_engine
 
 ALL = (*ENGINES, "core-memory")
 DURABLE = ("rocksdb", "lmdb")
@@ -312,11 +306,20 @@ def test_what_is_no_longer_staged_is_not_pending(engine):
 # --- two threads -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def switch_interval():
+    """Set how long a thread may keep the GIL; restored at the end."""
+    before = sys.getswitchinterval()
+    yield sys.setswitchinterval
+    sys.setswitchinterval(before)
+
+
 @pytest.mark.parametrize("name", ENGINES)
-def test_reads_beside_a_writer_see_whole_batches(name, tmp_path):
+def test_reads_beside_a_writer_see_whole_batches(name, tmp_path, switch_interval):
     """While a thread applies, each scan sees one moment: all keys of a batch or none, never an older one than before."""
     engine = open_engine(name, tmp_path / "engine")
     rounds, width = (60 if name == "lmdb" else 600), 30
+    switch_interval(1e-6)  # as often as can be, so that a gap in the locking shows
     ended = threading.Event()
     applied = 0
 
@@ -349,11 +352,10 @@ def test_reads_beside_a_writer_see_whole_batches(name, tmp_path):
     engine.close()
 
 
-def test_other_threads_run_during_a_sync(durable, tmp_path):
+def test_other_threads_run_during_a_sync(durable, tmp_path, switch_interval):
     """``apply(sync=True)`` gives up the GIL: else every fdatasync would stop the event loop (as rocksdict's own does)."""
     engine = open_engine(durable, tmp_path / "engine")
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1000)  # the other thread runs only if this one gives the GIL up itself
+    switch_interval(1000)  # the other thread runs only if this one gives the GIL up itself
     steps, ended = 0, threading.Event()
     begun = threading.Lock()
     begun.acquire()
@@ -377,18 +379,11 @@ def test_other_threads_run_during_a_sync(durable, tmp_path):
         assert steps > before
     finally:
         ended.set()
-        sys.setswitchinterval(interval)
         thread.join()
     engine.close()
 
 
-# --- crashes and broken disks ----------------------------------------------------------------------------------------------
-
-
-def python(script: str, *args: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", script, *args]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+# --- opening again ---------------------------------------------------------------------------------------------------------
 
 
 def test_data_are_there_after_close_and_open(durable, tmp_path):
@@ -403,235 +398,7 @@ def test_data_are_there_after_close_and_open(durable, tmp_path):
     engine.close()
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from cartwheel.runtime.engines import open_engine
-engine = open_engine(sys.argv[1], Path(sys.argv[2]))
-for i in range(100_000):
-    rows = {b"%08d" % i: b"%d" % i * 50, b"last": b"%d" % i}
-    engine.apply((rows, {b"last": b"%d" % i}, dict(rows)), sync=sys.argv[3] == "sync")
-    print(i, flush=True)
-"""
-
-
-@pytest.mark.parametrize("mode", ["os", "sync"])
-def test_kill_loses_nothing_that_was_applied(durable, mode, tmp_path):
-    """After SIGKILL every batch whose ``apply`` had returned is there, in all spaces, and none is there in part."""
-    path = tmp_path / "engine"
-    with python(KILLED, durable, str(path), mode) as child:
-        assert child.stdout is not None
-        acked = [int(line) for line in itertools.islice(child.stdout, 50)][-1]
-        child.send_signal(signal.SIGKILL)
-        acked = max([acked, *(int(line) for line in child.stdout if line.endswith("\n"))])
-    engine = open_engine(durable, path)
-    last = int(engine.get(Space.META, b"last") or -1)
-    assert last >= acked
-    expected = [*((b"%08d" % i, b"%d" % i * 50) for i in range(last + 1)), (b"last", b"%d" % last)]
-    assert engine.scan(Space.RECORDS, limit=1_000_000) == expected
-    assert engine.scan(Space.HINTS, limit=1_000_000) == expected
-    engine.close()
-
-
-BROKEN = """
-import os, resource, sys
-from pathlib import Path
-from cartwheel.core.errors import StorageFailed
-from cartwheel.core.storage import Space
-from cartwheel.runtime.engines import open_engine
-name, path, how = sys.argv[1], sys.argv[2], sys.argv[3]
-engine = open_engine(name, Path(path))
-engine.apply(({b"before": b"1"}, {}, {}), sync=True)
-if how == "full":
-    # No file may grow beyond 1 MiB from here on: write() fails with EFBIG, as with ENOSPC on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
-else:
-    # Behind the engine's descriptor put a file on which write() succeeds and fdatasync() does not.
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink("/proc/self/fd/" + fd)
-        except FileNotFoundError:
-            continue
-        if target.startswith(path) and target.endswith((".log", "data.mdb")):
-            os.dup2(null, int(fd))
-def attempt(sync):
-    try:
-        engine.apply(({b"after": b"x" * (4 << 20)}, {}, {}), sync=sync)
-    except StorageFailed as error:
-        print("failed:", str(error).replace("\\n", " "))
-    else:
-        print("succeeded")
-attempt(True)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-attempt(True)
-attempt(False)
-if how == "full":
-    print(engine.get(Space.RECORDS, b"before"))
-    engine.close()
-else:
-    os._exit(0)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("how", ["full", "sync"])
-def test_an_io_error_is_storage_failed_for_good(durable, how, tmp_path):
-    """A full disk, or a sync that fails, raises ``StorageFailed``; so does every apply after it, though the disk is well again.
-
-    What was applied before is still there: for reads, and after a restart.
-    """
-    path = tmp_path / "engine"
-    with python(BROKEN, durable, str(path), how) as child:
-        output = child.communicate()[0].splitlines()
-    assert child.returncode == 0
-    assert len(output) == (4 if how == "full" else 3)
-    assert all(line.startswith(f"failed: {durable} in {path}: ") for line in output[:3]), output
-    assert "a write failed" in output[0]
-    assert "an earlier write failed" in output[1]
-    assert "an earlier write failed" in output[2]
-    assert output[3:] == (["b'1'"] if how == "full" else [])
-    if how == "full":
-        engine = open_engine(durable, path)
-        assert engine.scan(Space.RECORDS, limit=9) == [(b"before", b"1")]
-        engine.close()
-
-
-def test_opening_where_no_directory_can_be(durable, tmp_path):
-    """A path that runs through a file is refused with the path in the message."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageFailed, match=f"{durable} in .*file/engine: cannot be opened"):
-        open_engine(durable, tmp_path / "file" / "engine")
-
-
 def test_unknown_engine(tmp_path):
     """The message lists the choices."""
     with pytest.raises(ConfigError, match=r"'sqlite'.*rocksdb, lmdb, memory"):
         open_engine("sqlite", tmp_path)
-
-
-# --- rocksdb ---------------------------------------------------------------------------------------------------------------
-
-
-def test_rocksdb_damaged_block_is_corrupt_data(tmp_path):
-    """Bit rot in a table is reported by get and by scan; a scan must not take it for the end of the data."""
-    engine = RocksEngine(tmp_path)
-    dice = random.Random(5)
-    rows: Writes = {b"%04d" % i: dice.randbytes(100) for i in range(1000)}
-    engine.apply(batch(rows), sync=True)
-    engine.close()
-    (table,) = tmp_path.glob("*.sst")
-    content = bytearray(table.read_bytes())
-    content[len(content) // 2] ^= 0x40
-    table.write_bytes(content)
-    engine = RocksEngine(tmp_path)
-    with pytest.raises(CorruptData, match="block checksum mismatch"):
-        engine.scan(Space.RECORDS, limit=2000)
-    damaged = 0
-    for key, value in rows.items():
-        try:
-            assert engine.get(Space.RECORDS, key) == value
-        except CorruptData:
-            damaged += 1
-    assert 0 < damaged < 200  # one block of 8 KiB
-    engine.close()
-
-
-def test_rocksdb_waits_out_a_stall(tmp_path, monkeypatch):
-    """While compaction holds writers back, ``apply`` waits outside the library, where other threads can run; then it writes."""
-    engine = RocksEngine(tmp_path)
-    records = engine._families[Space.RECORDS]
-    records.set_options({"level0_file_num_compaction_trigger": "99", "level0_stop_writes_trigger": "2"})
-    waits = []
-
-    def sleep(_seconds):
-        waits.append(engine.get(Space.RECORDS, b"k"))
-        records.set_options({"level0_stop_writes_trigger": "36"})
-
-    monkeypatch.setattr(rocksdb.time, "sleep", sleep)
-    for i in range(3):
-        engine.apply(batch({b"k": b"%d" % i}), sync=False)
-        records.flush()
-    assert waits == [b"1"]
-    assert engine.get(Space.RECORDS, b"k") == b"2"
-    engine.close()
-
-
-def test_rocksdb_gives_up_a_stall_without_end(tmp_path, monkeypatch):
-    """If no room is made within a minute, the disk counts as broken."""
-    engine = RocksEngine(tmp_path)
-    records = engine._families[Space.RECORDS]
-    records.set_options({"level0_file_num_compaction_trigger": "99", "level0_stop_writes_trigger": "1"})
-    engine.apply(batch({b"k": b"0"}), sync=False)
-    records.flush()
-    seconds = itertools.count()
-    monkeypatch.setattr(rocksdb.time, "monotonic", lambda: next(seconds))
-    monkeypatch.setattr(rocksdb.time, "sleep", lambda _: None)
-    with pytest.raises(StorageFailed, match="stall"):
-        engine.apply(batch({b"k": b"1"}), sync=False)
-    assert engine.get(Space.RECORDS, b"k") == b"0"
-    engine.close()
-
-
-IDLE = """
-import os, sys
-from pathlib import Path
-from cartwheel.runtime.engines import open_engine
-engine = open_engine("rocksdb", Path(sys.argv[1]))
-for i in range(0, 100_000, 1000):
-    engine.apply(({os.urandom(16) + b"%d" % k: os.urandom(100) for k in range(i, i + 1000)}, {}, {}), sync=False)
-print(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_rocksdb_is_modest_in_memory(tmp_path):
-    """With 100,000 keys of 100 bytes the process takes less than 100 MB."""
-    with python(IDLE, str(tmp_path)) as child:
-        resident_kb = int(child.communicate()[0])
-    assert resident_kb < 100_000
-
-
-# --- lmdb ------------------------------------------------------------------------------------------------------------------
-
-
-def test_lmdb_map_grows_under_readers(tmp_path):
-    """A full map is enlarged and the batch tried again, while a thread reads; and it opens again with all of it."""
-    engine = LmdbEngine(tmp_path, map_bytes=1 << 20)
-    ended = threading.Event()
-
-    def write():
-        for i in range(20):
-            engine.apply(batch({b"%02d" % i: b"v" * 1_000_000}), sync=False)
-        ended.set()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    while not ended.is_set():
-        engine.get(Space.RECORDS, b"00")
-        rows = engine.scan(Space.RECORDS, limit=3)
-        assert [k for k, _ in rows] == [b"00", b"01", b"02"][: len(rows)]
-    writer.join()
-    engine.close()
-    engine = LmdbEngine(tmp_path, map_bytes=1 << 20)
-    assert [len(v) for _, v in engine.scan(Space.RECORDS, limit=99)] == [1_000_000] * 20
-    engine.close()
-
-
-def test_lmdb_reads_pin_no_pages(tmp_path):
-    """The read transaction that a get leaves open does not make the file grow under overwrites of one key."""
-    engine = LmdbEngine(tmp_path)
-    engine.apply(batch({b"k": b"v" * 500}), sync=False)
-    for i in range(200):
-        engine.get(Space.RECORDS, b"k")
-        engine.apply(batch({b"k": b"%d" % i * 100}), sync=False)
-    assert engine.size_bytes() < 30 * 4096
-    engine.close()
-
-
-def test_lmdb_refuses_an_empty_key(tmp_path):
-    """LMDB cannot store it, and no key of ours is empty: this is a bug upstream, told as such."""
-    engine = LmdbEngine(tmp_path)
-    with pytest.raises(StorageFailed, match="BAD_VALSIZE"):
-        engine.apply(batch({b"": b"v"}), sync=False)
-    engine.close()

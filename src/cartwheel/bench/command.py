@@ -42,7 +42,6 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
               help="Give up on a connection that does not answer for so long.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output, and nothing else there.")
 @click.option("--progress/--no-progress", default=True, help="Show how it goes (only on a terminal).")
-# fmt: on
 def bench(*, as_json: bool, progress: bool, **options: Any) -> None:
     """Put load on a cluster (or any server that speaks the Redis protocol) and measure it.
 
@@ -80,6 +79,7 @@ def bench(*, as_json: bool, progress: bool, **options: Any) -> None:
     else:
         Console().print(render(result), highlight=False)
     sys.exit(INTERRUPTED if result.interrupted else FAILED if result.failed else DONE)
+# fmt: on
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,17 @@ def connect(node: str, timeout_s: float) -> Connection:
     """Open a connection to a node given as ``host:port``."""
     host, port = parse_address(node)
     return Connection(host, port, timeout_s)
+
+
+def port_in_use(host: str, port: int) -> bool:
+    """Whether somebody listens there already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError:
+            return True
+    return False
 
 
 def ask_json(connection: Connection, *command: str | bytes) -> Any:

@@ -18,7 +18,7 @@ import click
 from cartwheel.cli import common
 from cartwheel.cli.common import Failed
 from cartwheel.core.errors import ConfigError
-from cartwheel.runtime.settings import EngineName, default_data
+from cartwheel.runtime.settings import LOOPBACK_HOST, EngineName, default_data
 
 if TYPE_CHECKING:
     from cartwheel.cli.supervisor import ClusterState, Plan
@@ -27,6 +27,8 @@ DEFAULT_NODES, DEFAULT_PORT = 3, 7700
 FOLLOW_S = 0.2
 """How often ``logs --follow`` looks for more."""
 PROBE_TIMEOUT_S = 0.5
+STARTING_S = 10.0
+"""A node that does not answer is said to be starting for so long."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,11 +140,9 @@ def _plan(
 
 
 def _check_ports(plan: Plan) -> None:
-    from cartwheel.cli.supervisor import port_in_use
-
     for name in plan.names():
         for port, door in ((plan.resp_port(name), "Redis clients"), (plan.peer_port(name), "peers")):
-            if port_in_use(port):
+            if common.port_in_use(LOOPBACK_HOST, port):
                 raise Failed(
                     f"port {port} is in use, and {name} needs it for {door}: stop who has it, or choose others with --port "
                     "(a cluster that exists already keeps its ports: then also --data or --fresh)"
@@ -186,7 +186,8 @@ def status(ctx: click.Context, directory: Path | None, as_json: bool) -> int:
         unreachable: list[str] | None = None
         if state == "running":
             answers, unreachable = supervisor.probe(node["resp_port"], PROBE_TIMEOUT_S)
-            state = "serving" if answers else "not answering"
+            young = time.time() - node["started_at"] < STARTING_S
+            state = "serving" if answers else "starting" if young else "not answering"
         rows.append(
             {
                 "node": node["node"],

@@ -187,15 +187,17 @@ def _print_explained(key: str, answer: dict[str, Any]) -> None:
         elif not held["versions"]:
             table.add_row(name, "nothing")
         for number, version in enumerate(held.get("versions", ())):
-            what = "a tombstone" if version["tombstone"] else f"{version['bytes']} bytes"
+            what = "a tombstone" if version["tombstone"] else f"{version['bytes']} byte{'s' * (version['bytes'] != 1)}"
             if version["expires_at_ms"]:
                 what += f", until {datetime.fromtimestamp(version['expires_at_ms'] / 1000, UTC):%Y-%m-%d %H:%M:%SZ}"
             actor, counter = version["dot"]
             written = f"{_time_of(counter):%Y-%m-%d %H:%M:%S}Z"
             table.add_row("" if number else name, what, node_of(actor), written, dot_name(actor, counter))
     common.console().print(table)
-    agree = all(held == merged for held in answer["replicas"].values())
-    click.echo("all replicas hold the same" if agree else "the replicas differ: a read mends the stale ones it meets")
+    answered = [held for held in answer["replicas"].values() if "error" not in held]
+    who = "all replicas" if len(answered) == n else f"the {len(answered)} that answered"
+    agree = all(held == merged for held in answered)
+    click.echo(f"{who} hold the same" if agree else f"{who} differ: a read mends the stale ones it meets")
     click.echo(f"clock {clock_text(merged['clock'])}")
 
 

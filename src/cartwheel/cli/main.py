@@ -106,7 +106,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return USAGE
     except CartwheelError as error:
-        _complain(str(error))
+        hint = "; is that a Cartwheel node?" if "unknown command 'CW." in str(error) else ""
+        _complain(str(error) + hint)
         return FAILED
     except BrokenPipeError:
         # Whoever read our output has gone (`cartwheel ring | head`). Spare the interpreter the same complaint when it flushes.

@@ -6,6 +6,7 @@ and parsed in one place, whichever way a setting comes.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import click
 
 from cartwheel import __version__
+from cartwheel.cli.common import Failed, port_in_use
 from cartwheel.runtime.settings import (
     SETTING_NAMES,
     ServerSettings,
@@ -25,7 +27,7 @@ from cartwheel.runtime.settings import (
     load_settings,
 )
 
-_HELP = {
+FLAG_HELP = {
     "node": "This node's name.",
     "cluster": "The cluster's name.",
     "data": "The data directory.",
@@ -51,10 +53,10 @@ def _setting_options(command: Any) -> Any:
     for name in reversed(SETTING_NAMES):
         if isinstance(ServerSettings.__struct_defaults__[ServerSettings.__struct_fields__.index(name)], bool):
             flag = f"{flag_of(name)}/--no-{name.replace('_', '-')}"
-            command = click.option(flag, name, default=None, help=_HELP[name])(command)
+            command = click.option(flag, name, default=None, help=FLAG_HELP[name])(command)
         else:
             metavar = {"data": "DIR", "secret_file": "FILE", "initial_cluster": "MEMBERS"}.get(name, "VALUE")
-            command = click.option(flag_of(name), name, metavar=metavar, help=_HELP[name])(command)
+            command = click.option(flag_of(name), name, metavar=metavar, help=FLAG_HELP[name])(command)
     return command
 
 
@@ -96,7 +98,17 @@ def start(file: Path | None, show_settings: bool, until_eof: bool, **flags: str 
         click.echo(_welcome(settings))
         sys.stdout.flush()
 
-    return server.run(settings, on_ready)
+    try:
+        return server.run(settings, on_ready)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # The system does not say which of the two it was.
+        taken = [name for name in ("resp_port", "peer_port") if port_in_use(settings.host, getattr(settings, name))]
+        ports = " and ".join(f"{getattr(settings, name)} ({name}, from {origins[name]})" for name in taken) or "needed"
+        raise Failed(
+            f"the port {ports} is in use on {settings.host}: stop who has it, or choose another with --resp-port, --peer-port"
+        ) from None
 
 
 def _stop_at_eof() -> None:

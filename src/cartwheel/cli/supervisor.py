@@ -8,8 +8,9 @@
     DIR/n1/log      what it printed
 
 The nodes are real processes, ``cartwheel start`` with flags. Each reads its standard input to the end: a pipe that only the
-supervisor holds. So however the supervisor ends, be it by SIGKILL, the nodes stop. (A paused one cannot. The next supervisor
-finds it in ``dev.json``.) They are in process groups of their own: Ctrl-C reaches the supervisor only, which stops them in order.
+supervisor holds. So however the supervisor ends, be it by SIGKILL, the nodes stop. They are in process groups of their own:
+Ctrl-C reaches the supervisor only, which stops them in order; and a paused one whose supervisor is gone is an orphaned group,
+which the kernel wakes with SIGHUP and SIGCONT. The next supervisor waits for any that are still at it.
 
 One thread; it waits for signals, orders and the end of children in one place (``_turn``), so nothing here needs a lock.
 
@@ -186,7 +187,7 @@ def wipe(directory: Path) -> None:
 
 
 def stop_leftovers(directory: Path, say: Callable[[str], None]) -> None:
-    """Stop nodes that a killed supervisor left behind: paused ones, mostly. The caller holds the lock."""
+    """Stop nodes that a killed supervisor left behind and that are still about to end. The caller holds the lock."""
     former = read_state(directory)
     for state in former.nodes if former else []:
         data = str(directory / state.node / "data")
@@ -194,10 +195,13 @@ def stop_leftovers(directory: Path, say: Callable[[str], None]) -> None:
             continue  # gone, and its number may be somebody else's by now
         say(f"stopping {state.node} (process {state.pid}), left over from an earlier run")
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while data in command_line(state.pid) and time.monotonic() < deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(state.pid, signal.SIGKILL)
-            time.sleep(PROBE_INTERVAL_S)
+        with contextlib.suppress(ProcessLookupError):
+            for number in (signal.SIGTERM, signal.SIGCONT):
+                os.kill(state.pid, number)
+            while data in command_line(state.pid):
+                if time.monotonic() > deadline:
+                    os.kill(state.pid, signal.SIGKILL)
+                time.sleep(PROBE_INTERVAL_S)
 
 
 def lock(directory: Path) -> BinaryIO:
@@ -270,17 +274,6 @@ def probe(port: int, timeout_s: float = PROBE_TIMEOUT_S) -> tuple[bool, list[str
         return True, None
     except (CannotReach, ConnectionLost):
         return False, None
-
-
-def port_in_use(port: int) -> bool:
-    """Whether somebody listens there already."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((HOST, port))
-        except OSError:
-            return True
-    return False
 
 
 def log_tail(file: Path, lines: int = 5) -> str:

@@ -51,7 +51,8 @@ class ConnectionLost(CartwheelError):
 
 def pack_command(*args: Argument) -> bytes:
     """Encode a request: its name and arguments, each a bulk string. Text is encoded as UTF-8."""
-    return hiredis.pack_command(args)  # type: ignore[arg-type] # its stub says: a tuple of one
+    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub says: a tuple of one
+    return packed
 
 
 def parse_address(text: str, default_port: int = 7700) -> tuple[str, int]:

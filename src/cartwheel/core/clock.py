@@ -50,9 +50,9 @@ class HybridClock:
         """The highest reading given out or observed."""
         return self._last
 
-    def tick(self, wall_ms: int, floor: int = 0) -> int:
-        """Give out a new reading, above ``floor`` too."""
-        self._last = max(self._last + 1, wall_ms << LOGICAL_BITS, floor + 1)
+    def tick(self, wall_ms: int) -> int:
+        """Give out a new reading."""
+        self._last = max(self._last + 1, wall_ms << LOGICAL_BITS)
         return self._last
 
     def observe(self, remote: int, wall_ms: int) -> None:
@@ -67,6 +67,15 @@ class HybridClock:
         if ahead_ms > self._skew_ms_max:
             raise ClockSkew(f"clock {ahead_ms} ms ahead of ours, {self._skew_ms_max} ms are allowed")
         self._last = remote
+
+    def wait_ms(self, wall_ms: int) -> int:
+        """How long to wait before the first ``tick`` of a life, so that peers do not refuse its readings as too far ahead.
+
+        After an unclean stop the mark is up to a lease ahead of what was really used. If it is further ahead than that, the
+        wall clock went back: waiting would not help, and what follows is the operator's to see.
+        """
+        ahead_ms = (self._last >> LOGICAL_BITS) - wall_ms - self._skew_ms_max // 2
+        return min(max(ahead_ms, 0), self._lease_ms)
 
     def needs_mark(self, wall_ms: int) -> int | None:
         """The mark to persist now, or None while the durable one reaches over half a lease ahead."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -42,16 +42,19 @@ class BucketProps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> BucketProps:
         """Return self, or raise ``ConfigError`` naming the property that is out of range."""
-        ranges = {
-            "n": (1, 15), "r": (1, self.n), "w": (1, self.n), "pr": (0, self.n), "pw": (0, self.n),
-            "value_bytes_max": (1, 64 * MIB), "key_bytes_max": (1, 64 * 1024),
-            "siblings_warn": (1, 10_000), "siblings_max": (1, 10_000),
-        }  # fmt: skip
-        for name, (low, high) in ranges.items():
+        for name, (low, high) in _ranges(self.n).items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"bucket property {name}={value} must lie between {low} and {high}")
         return self
+
+
+def _ranges(n: int) -> dict[str, tuple[int, int]]:
+    return {
+        "n": (1, 15), "r": (1, n), "w": (1, n), "pr": (0, n), "pw": (0, n),
+        "value_bytes_max": (1, 64 * MIB), "key_bytes_max": (1, 64 * 1024),
+        "siblings_warn": (1, 10_000), "siblings_max": (1, 10_000),
+    }  # fmt: skip
 
 
 PROPERTY_NAMES: tuple[str, ...] = BucketProps.__struct_fields__
@@ -68,20 +71,42 @@ def bucket_props(texts: dict[str, str], base: BucketProps | None = None) -> Buck
     Raises:
         ConfigError: an unknown name, a value that is no number or not among the choices, or out of range.
     """
-    values: dict[str, object] = {}
-    for name, text in texts.items():
-        if name not in PROPERTY_NAMES:
-            raise ConfigError(f"unknown bucket property {name!r}; known are {', '.join(PROPERTY_NAMES)}")
-        if name in _CHOICES:
-            if text not in _CHOICES[name]:
-                raise ConfigError(f"bucket property {name}={text!r} must be one of {', '.join(_CHOICES[name])}")
-            values[name] = text
-        else:
-            try:
-                values[name] = int(text)
-            except ValueError:
-                raise ConfigError(f"bucket property {name}={text!r} must be a whole number") from None
+    values = {name: _value(name, text) for name, text in texts.items()}
     return msgspec.structs.replace(base or BucketProps(), **values).check()
+
+
+def lenient_bucket_props(texts: dict[str, str]) -> tuple[BucketProps, bool]:
+    """Properties as the history gives them, and whether all were taken as they are.
+
+    What this version does not understand is left out (a newer node may have set it), and what two administrators made
+    impossible between them (n = 1 here, w = 3 there) is brought into its range: nodes of one version agree in any case.
+    """
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            values[name] = _value(name, text)
+        except ConfigError:
+            continue
+    exact = len(values) == len(texts)
+    props = msgspec.structs.replace(BucketProps(), **values)
+    lowest, highest = _ranges(props.n)["n"]
+    ranges = _ranges(min(max(props.n, lowest), highest))
+    fitting = {name: min(max(getattr(props, name), low), high) for name, (low, high) in ranges.items()}
+    fitted = msgspec.structs.replace(props, **fitting)
+    return fitted, exact and fitted == props
+
+
+def _value(name: str, text: str) -> str | int:
+    if name not in PROPERTY_NAMES:
+        raise ConfigError(f"unknown bucket property {name!r}; known are {', '.join(PROPERTY_NAMES)}")
+    if name in _CHOICES:
+        if text not in _CHOICES[name]:
+            raise ConfigError(f"bucket property {name}={text!r} must be one of {', '.join(_CHOICES[name])}")
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"bucket property {name}={text!r} must be a whole number") from None
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -97,10 +122,13 @@ class Config(msgspec.Struct, frozen=True):
     request_timeout_s: float = 2.0
     """A request's deadline unless it names its own. Long against a sync of a busy disk (tens of ms), short for a person.
     A get waits as long for the replicas that its reply did not need, to repair the stale ones (section 5)."""
+    request_timeout_s_max: float = 60.0
+    """The longest deadline that a request may name: it holds its place among ``requests_max`` so long."""
     skew_ms_max: int = 500
     """A peer's clock may be this far ahead before its new writes are refused."""
-    clock_lease_ms: int = 4000
-    """How far ahead of the clock its high-water mark is persisted; renewed at half of it."""
+    clock_lease_ms: int = 1000
+    """How far ahead of the clock its high-water mark is persisted; renewed at half of it while there are writes. A node that
+    was killed waits about as long before it serves again."""
     requests_max: int = 20_000
     """Requests under way at one coordinator; more are answered BUSY."""
     request_ids_max: int = 10_000

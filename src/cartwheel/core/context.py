@@ -68,6 +68,8 @@ def decode_token(token: bytes, *, secret: bytes, bucket: str, key: bytes) -> Con
         raw = base64.b64decode(token + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise BadContext("the context is damaged: it is not base64url as this store hands out") from None
+    if base64.urlsafe_b64encode(raw).rstrip(b"=") != token:
+        raise BadContext("the context is damaged: it is not base64url as this store hands out")
     body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
     if not body or body[0] != _FORMAT:
         raise BadContext("the context is damaged, or of another version of this store")
@@ -75,5 +77,5 @@ def decode_token(token: bytes, *, secret: bytes, bucket: str, key: bytes) -> Con
         raise BadContext("the context is damaged, or of another key, bucket or cluster: read the key again")
     try:
         return _decoder.decode(body[1:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadContext(f"the context does not parse: {error}") from None

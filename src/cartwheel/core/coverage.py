@@ -52,13 +52,12 @@ RECOUNT_ROWS = 500
 class Scanning:
     """A page under way: who was asked for which stretch, and what they said."""
 
-    __slots__ = ("answers", "cursor_end", "deadline_s", "done", "limit", "stretch_end", "tally")
+    __slots__ = ("answers", "done", "stretch_end", "tally")
 
-    def __init__(self, tally: Tally, done: Callable[[Result], None], stretch_end: bytes | None, limit: int) -> None:
+    def __init__(self, tally: Tally, done: Callable[[Result], None], stretch_end: bytes | None) -> None:
         self.tally = tally
         self.done = done
         self.stretch_end = stretch_end
-        self.limit = limit
         self.answers: dict[NodeId, ScanPage] = {}
 
 
@@ -150,7 +149,7 @@ class Coverage:
         if not counting.waiting:
             done(Counted(sum(counting.keys.values())))
             return
-        request_id = self._register(counting, 0.0)
+        request_id = self._register(counting)
         for node in sorted(counting.waiting):
             local.send(node, CountAsk(request_id, event.bucket))
 
@@ -178,6 +177,9 @@ class Coverage:
         """One page of keys, from R owners of the stretch that begins at the cursor."""
         local = self._local
         assert local.ring is not None
+        if not 0 <= event.start < 1 << 8 * CURSOR_BYTES:
+            local.reply(event.client, Failure(Code.INVALID, "no such cursor"))
+            return
         props = local.props(event.bucket)
         start = event.start.to_bytes(CURSOR_BYTES)
         limit = max(1, min(event.limit, SCAN_LIMIT_MAX))
@@ -187,8 +189,8 @@ class Coverage:
 
         owners, stretch_end = self._stretch(start, props.n)
         tally = Tally(owners, effective(props.r, props.n, local.members()))
-        scanning = Scanning(tally, done, stretch_end, limit)
-        request_id = self._register(scanning, 0.0)
+        scanning = Scanning(tally, done, stretch_end)
+        request_id = self._register(scanning)
         ask = ScanAsk(request_id, event.bucket, start, stretch_end, limit)
         for owner in owners:
             if owner == local.node:
@@ -290,12 +292,11 @@ class Coverage:
                 request.tally.fail(node, reason)
                 self._advance(request_id)
 
-    def _register(self, request: Scanning | Counting, timeout_s: float) -> int:
+    def _register(self, request: Scanning | Counting) -> int:
         local = self._local
         request_id = local.new_id()
         self._requests[request_id] = request
-        deadline_s = local.now_s + (timeout_s or local.config.request_timeout_s)
-        heapq.heappush(self._deadlines, (deadline_s, request_id))
+        heapq.heappush(self._deadlines, (local.now_s + local.config.request_timeout_s, request_id))
         return request_id
 
 

@@ -28,6 +28,8 @@ from cartwheel.core.versions import Record
 META_STINT = b"stint"
 META_MARK = b"clock-mark"
 DEFAULT_PROPS = BucketProps()
+CORRUPT_MAX = 10_000
+"""Corrupt records that a node keeps in mind; forgetting them costs another stint each."""
 PLANS_MAX = 1000
 """Bucket names come from clients: a client that makes them up must not fill our memory."""
 
@@ -59,8 +61,9 @@ class Local:
         self.counters: dict[str, int] = {}
         self.stint = stint
         self.actor: Actor = make_actor(self.node, stint)
-        self._stints = 0
+        self._corrupt: set[bytes] = set()  # records found corrupt and not rewritten since
         self._mark_staged = 0
+        self._last_at_mark = -1
         self._next_id = boot << 32
         self.ring: Ring | None = None
         self.epoch = b""
@@ -140,29 +143,35 @@ class Local:
 
     # --- the clock and the stint ---
 
-    def mint(self, floor: int = 0) -> tuple[int, Durability]:
+    def mint(self) -> tuple[int, Durability]:
         """A fresh reading for a dot, and what must be durable before the dot leaves this node (clock, invariant 1)."""
-        counter = self.clock.tick(self.wall_ms, floor)
+        counter = self.clock.tick(self.wall_ms)
         if counter <= self.clock.limit:
             return counter, Durability.MEMORY
         self.renew_mark()
         return counter, Durability.SYNC
 
     def renew_mark(self) -> None:
-        """Stage a higher clock mark when half of the lease is used up; it counts once its group is durable."""
+        """Stage a higher clock mark when half of the lease is used up; it counts once its group is durable.
+
+        Called on each tick, so that under load dots are always below a durable mark and need not wait for it. An idle
+        node's clock stands still, and so does its disk.
+        """
         if not self.store.pending(Space.META, META_MARK):
             self.clock.marked(self._mark_staged)
+        if self.clock.last == self._last_at_mark:
+            return
         mark = self.clock.needs_mark(self.wall_ms)
         if mark is not None and mark > self._mark_staged:
             self._mark_staged = mark
+            self._last_at_mark = self.clock.last
             self.store.stage(Space.META, META_MARK, mark.to_bytes(8), Durability.SYNC)
 
     def start_stint(self, reason: str) -> None:
         """Go on as a new actor: this node may have forgotten some of its dots."""
-        self._stints += 1
         self.count(f"stints_{reason}")
-        base = self.stint.partition("+")[0]
-        self.stint = f"{base}+{self._stints}"
+        base, _, number = self.stint.partition("+")  # the number goes on after a clean stop, too: no stint comes twice
+        self.stint = f"{base}+{int(number or 0) + 1}"
         self.actor = make_actor(self.node, self.stint)
         self.store.stage(Space.META, META_STINT, self.stint.encode(), Durability.SYNC)
 
@@ -170,6 +179,12 @@ class Local:
         """Start a new stint if ``theirs`` accounts for a dot of our actor that our record does not."""
         if theirs.get(self.actor, -1) > ours.clock.get(self.actor, -1):
             self.start_stint("amnesia")
+
+    def deadline_s(self, timeout_s: float) -> float:
+        """When a request that names this timeout ends; 0 (or anything that is no time) is the configured one."""
+        config = self.config
+        wait_s = min(timeout_s, config.request_timeout_s_max) if timeout_s > 0 else config.request_timeout_s
+        return self.now_s + wait_s
 
     # --- records ---
 
@@ -179,15 +194,24 @@ class Local:
         Raises:
             CorruptData: the checksum fails. The node has become a new stint.
         """
-        sealed = self.store.get(Space.RECORDS, record_key)
-        if sealed is not None:
-            try:
+        try:
+            sealed = self.store.get(Space.RECORDS, record_key)
+            if sealed is not None:
                 unseal(record_key, sealed)
-            except CorruptData:
-                self.count("corrupt_records")
-                self.start_stint("corrupt")
-                raise
+        except CorruptData:
+            self._forget(record_key)
+            raise
         return sealed
+
+    def _forget(self, record_key: bytes) -> None:
+        """This record is corrupt. One new stint is enough until it is rewritten: none of ours minted a dot on it since."""
+        if record_key in self._corrupt:
+            return
+        if len(self._corrupt) >= CORRUPT_MAX:
+            self._corrupt.clear()
+        self._corrupt.add(record_key)
+        self.count("corrupt_records")
+        self.start_stint("corrupt")
 
     def read_record(self, record_key: bytes) -> Record:
         """The record, or the empty one. A corrupt one counts as forgotten: empty, after a new stint."""
@@ -206,6 +230,8 @@ class Local:
     def write_sealed(self, record_key: bytes, old: Record, new: Record, sealed: bytes, durability: Durability) -> None:
         """Stage ``new``, already sealed, over ``old``."""
         self.store.stage(Space.RECORDS, record_key, sealed, durability)
+        if self._corrupt:
+            self._corrupt.discard(record_key)
         self.on_write(record_key, old, new)
 
     def absorb(self, record_key: bytes, sealed: bytes, durability: Durability) -> None:
@@ -215,6 +241,7 @@ class Local:
         Raises:
             CorruptData: what came fails its checksum or does not parse. Nothing is changed.
         """
+        split_record_key(record_key)
         theirs = versions.decode(unseal(record_key, sealed))
         ours = self.read_record(record_key)
         self.notice_amnesia(ours, theirs.clock)

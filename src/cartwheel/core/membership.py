@@ -10,8 +10,8 @@ Only the first membership (fixed when the cluster is created) and bucket changes
 
 from __future__ import annotations
 
-from cartwheel.core.config import BucketProps, bucket_props
-from cartwheel.core.errors import Code, ConfigError, CorruptData, PeerError
+from cartwheel.core.config import BucketProps, bucket_props, lenient_bucket_props
+from cartwheel.core.errors import Code, ConfigError, CorruptData
 from cartwheel.core.local import Local
 from cartwheel.core.messages import BucketChanged, ClientBucketSet, Failure, HistoryPush
 from cartwheel.core.ring import Change, ChangeKind, History, fold
@@ -40,7 +40,11 @@ class Membership:
         local = self._local
         self._history = history
         folded = fold(local.config.q, history.changes)
-        buckets = {name: _lenient_props(texts, local) for name, texts in folded.buckets.items()}
+        buckets: dict[str, BucketProps] = {}
+        for name, texts in folded.buckets.items():
+            buckets[name], exact = lenient_bucket_props(texts)
+            if not exact:
+                local.count("bucket_props_ignored")
         local.place(folded.ring, history.digest(), buckets)
         if persist:
             local.store.stage(Space.META, META_HISTORY, history.encode(), Durability.SYNC)
@@ -62,7 +66,7 @@ class Membership:
         """Unite; where the sender lacks something, push back. Repetition changes nothing."""
         try:
             theirs = History.decode(message.history)
-        except (CorruptData, PeerError):
+        except (CorruptData, RecursionError):
             self._local.count("histories_refused")
             return
         union = self._history.union(theirs)
@@ -86,31 +90,24 @@ class Membership:
         except ConfigError as error:
             local.reply(event.client, Failure(Code.INVALID, str(error)))
             return
-        at, _ = local.mint()
-        change = Change(
-            id=f"{local.actor}:{at:x}",
-            at=at,
-            author=local.node,
-            kind=ChangeKind.BUCKET,
-            bucket=event.bucket,
-            props=event.props,
-        )
+        at = max(local.mint()[0], self._latest() + 1)
+        try:
+            change = Change(
+                id=f"{local.actor}:{at:x}",
+                at=at,
+                author=local.node,
+                kind=ChangeKind.BUCKET,
+                bucket=event.bucket,
+                props=event.props,
+            )
+        except ValueError as error:
+            local.reply(event.client, Failure(Code.INVALID, str(error)))
+            return
         self._adopt(self._history.union(History([change])), persist=True)
         for node in sorted(local.reachable):
             self._push(node)
         local.reply(event.client, BucketChanged(), Durability.SYNC)
 
-
-def _lenient_props(texts: dict[str, str], local: Local) -> BucketProps:
-    """Properties from the history, leaving out what this version does not understand (a newer node may have set it)."""
-    try:
-        return bucket_props(texts)
-    except ConfigError:
-        local.count("bucket_props_ignored")
-    known = BucketProps()
-    for name, text in sorted(texts.items()):
-        try:
-            known = bucket_props({name: text}, known)
-        except ConfigError:
-            continue
-    return known
+    def _latest(self) -> int:
+        """The time of the last change we know: ours comes after it, however far ahead its author's clock was."""
+        return self._history.changes[-1].at if self._history.changes else 0

@@ -216,7 +216,7 @@ def decode_batch(payload: bytes | bytearray | memoryview) -> Batch:
     """
     try:
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"a frame does not parse: {error}") from None
 
 

@@ -91,7 +91,7 @@ class Node:
             ReplicaWrote: self._coordinator.puts.handle_wrote,
             ReplicaValue: self._coordinator.gets.handle_value,
             ReplicaRefused: self._coordinator.handle_refused,
-            Forward: self._coordinator.puts.handle_forward,
+            Forward: self._coordinator.handle_forward,
             Forwarded: self._coordinator.puts.handle_forwarded,
             ScanAsk: self._coverage.handle_scan_ask,
             ScanPage: self._coverage.handle_scan_page,
@@ -123,6 +123,10 @@ class Node:
         return self._local.epoch
 
     # --- life ---
+
+    def wait_s(self, wall_ms: int) -> float:
+        """How long a driver should wait before ``start``, to let the wall clock catch up with an earlier life."""
+        return self._local.clock.wait_ms(wall_ms) / 1000
 
     def start(self, now_s: float, wall_ms: int) -> None:
         """Read the node's own facts and stage those of this start: the driver commits them, synced, before anything else.

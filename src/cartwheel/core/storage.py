@@ -1,7 +1,7 @@
 """The storage contract: what an engine must do, how records lie in it, and the staging of writes above it.
 
     record key    position (16 bytes) | bucket length (1) | bucket | key      ordered by ring position (section 4.2)
-    sealed value  checksum (8 bytes)  | canonical record                      checksum over record key and record
+    sealed value  checksum (8 bytes)  | canonical record                      checksum over ring position and record
 
 Keys are in ring order, so a partition is one contiguous range: scan, transfer and drop work by range. The checksum is made
 once, by the node that made the record, and travels with it: every replica verifies what it received and what it reads.
@@ -31,6 +31,8 @@ from cartwheel.core.types import Durability
 
 POSITION_BYTES = 16
 CHECKSUM_BYTES = 8
+BUCKET_BYTES_MAX = 255
+"""Longest name of a bucket, in bytes of UTF-8: a record key gives its length one byte."""
 
 
 class Space(IntEnum):
@@ -65,6 +67,8 @@ class Engine(Protocol):
     """
 
     name: str
+    quick_unsynced: bool
+    """Whether an ``apply`` without ``sync`` takes microseconds, so that it may run on the event loop."""
 
     def get(self, space: Space, key: bytes) -> bytes | None:
         """The value, or None. Sees every batch whose ``apply`` has returned."""
@@ -97,6 +101,7 @@ class MemoryEngine:
     """
 
     name = "memory"
+    quick_unsynced = True
 
     def __init__(self) -> None:
         self._maps: tuple[dict[bytes, bytes], ...] = tuple({} for _ in Space)
@@ -176,12 +181,14 @@ class Store:
         return self._engine.get(space, key)
 
     def pending(self, space: Space, key: bytes) -> Durability:
-        """What a reply that shows this key must wait for: the durability of the group it is staged in, or MEMORY: nothing."""
-        if key in self._open[space]:
-            return self._durability
-        if self._flying and key in self._flying[space]:
+        """What a reply that shows this key must wait for: the durability of the groups it is staged in, or MEMORY: nothing.
+
+        Of both: a value staged over one in flight shows that one, too (its clock accounts for it).
+        """
+        pending = self._durability if key in self._open[space] else Durability.MEMORY
+        if self._flying and self._flying_durability > pending and key in self._flying[space]:
             return self._flying_durability
-        return Durability.MEMORY
+        return pending
 
     def stage(self, space: Space, key: bytes, value: bytes | None, durability: Durability) -> None:
         """Write, to be committed with the open group."""
@@ -259,9 +266,9 @@ def split_record_key(record_key: bytes) -> tuple[str, bytes]:
 
 
 def seal(record_key: bytes, record: bytes) -> bytes:
-    """Put the checksum of (record key, record) in front of a record's canonical bytes."""
-    seed = xxhash.xxh3_64_intdigest(record_key)
-    return xxhash.xxh3_64_digest(record, seed) + record
+    """Put the checksum of a record in front of its canonical bytes. Its seed is the first half of the ring position, itself a
+    hash of bucket and key: so a record under a wrong key fails, too."""
+    return xxhash.xxh3_64_digest(record, int.from_bytes(record_key[:8])) + record
 
 
 def unseal(record_key: bytes, sealed: bytes) -> memoryview:
@@ -271,7 +278,6 @@ def unseal(record_key: bytes, sealed: bytes) -> memoryview:
         CorruptData: the checksum does not match: bit rot, a torn write, or a value under a wrong key.
     """
     record = memoryview(sealed)[CHECKSUM_BYTES:]
-    seed = xxhash.xxh3_64_intdigest(record_key)
-    if xxhash.xxh3_64_digest(record, seed) != sealed[:CHECKSUM_BYTES]:
+    if xxhash.xxh3_64_digest(record, int.from_bytes(record_key[:8])) != sealed[:CHECKSUM_BYTES]:
         raise CorruptData(f"checksum of record {record_key[POSITION_BYTES:80]!r} does not match")
     return record

@@ -90,13 +90,19 @@ def merge_clocks(ours: Clock, theirs: Clock) -> Clock:
 
 def descends(clock: Clock, other: Clock) -> bool:
     """Whether ``clock`` accounts for everything that ``other`` does."""
-    return all(counter <= clock.get(actor, -1) for actor, counter in other.items())
+    for actor, counter in other.items():  # noqa: SIM110 - a loop: all() over a generator takes three times as long
+        if counter > clock.get(actor, -1):
+            return False
+    return True
 
 
 def _holds(versions: tuple[Version, ...], wanted: Version) -> bool:
     """Whether a version with the same dot is among ``versions``: the same write, so the same value."""
     counter, actor = wanted.counter, wanted.actor
-    return any(v.counter == counter and v.actor == actor for v in versions)
+    for version in versions:  # noqa: SIM110
+        if version.counter == counter and version.actor == actor:
+            return True
+    return False
 
 
 def merge(ours: Record, theirs: Record) -> Record:
@@ -106,6 +112,10 @@ def merge(ours: Record, theirs: Record) -> Record:
     """
     our_versions, their_versions = ours.versions, theirs.versions
     our_clock, their_clock = ours.clock, theirs.clock
+    if len(our_versions) == len(their_versions) == 1 and descends(their_clock, our_clock):
+        theirs_replaces_ours = not covers(our_clock, their_versions[0])  # the usual write: newer in every respect
+        if theirs_replaces_ours and covers(their_clock, our_versions[0]):
+            return theirs
     kept = [v for v in our_versions if not covers(their_clock, v) or _holds(their_versions, v)]
     kept_count = len(kept)
     kept += [v for v in their_versions if not covers(our_clock, v)]
@@ -154,15 +164,19 @@ def accounts_for(record: Record, dots: Collection[Dot]) -> bool:
     return all(counter <= record.clock.get(actor, -1) for actor, counter in dots)
 
 
-def context_after_put(record: Record, context: Clock, dot: Dot) -> tuple[Clock, tuple[Dot, ...]]:
-    """What the client that made ``dot`` with ``context`` has seen now, as (clock, dots beside it).
+def context_after_put(
+    record: Record, context: Clock, dot: Dot, seen: Collection[Dot] = ()
+) -> tuple[Clock, tuple[Dot, ...]]:
+    """What the client that made ``dot`` with ``context`` and ``seen`` has seen now, as (clock, dots beside it).
 
     With no sibling left, the whole clock: all that it covers was superseded on the way to this one version. Otherwise the
-    clock would also cover siblings that the client never read, so the write stays a dot beside what it had read.
+    clock would also cover siblings that the client never read, so the write stays a dot beside what it had read. Dots seen
+    that the record does not account for stay, too: a later put, of a record that does, still supersedes them.
     """
+    missed = tuple([other for other in seen if not accounts_for(record, (other,))])
     if len(record.versions) == 1 and record.versions[0].dot == dot:
-        return record.clock, ()
-    return context, (dot,)
+        return record.clock, missed
+    return context, (*missed, dot)
 
 
 def newest(record: Record) -> Version | None:
@@ -183,17 +197,20 @@ def only_newest(record: Record) -> Record:
 
 
 def siblings(record: Record, wall_ms: int) -> list[Version]:
-    """The live versions as a client sees them, in dot order: one per request id (a retried write is one write)."""
+    """The live versions as a client sees them, in dot order: a write retried through another coordinator shows once.
+
+    Only the same value is taken for the same write: one that stayed hidden behind a request id used twice would be lost
+    with the next put, whose context covers it.
+    """
     found: list[Version] = []
-    seen: set[bytes] = set()
     for version in record.versions:
-        if version.live(wall_ms):
-            if version.request_id:
-                if version.request_id in seen:
-                    continue
-                seen.add(version.request_id)
+        if version.live(wall_ms) and not (version.request_id and _repeats(version, found)):
             found.append(version)
     return found
+
+
+def _repeats(version: Version, found: list[Version]) -> bool:
+    return any(other.request_id == version.request_id and other.value == version.value for other in found)
 
 
 def by_request(record: Record, request_id: bytes) -> Version | None:
@@ -214,7 +231,7 @@ def decode(data: bytes | memoryview) -> Record:
     """
     try:
         record = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptData(f"not a record: {error}") from None
     return record
 

@@ -30,7 +30,7 @@ from cartwheel.core.types import Durability
 
 
 class Committer:
-    """One commit thread over one engine. All methods but ``close`` are called on the loop's thread; the engine stays the caller's."""
+    """One commit thread over one engine, which stays the caller's. All methods but ``close`` are for the loop's thread."""
 
     def __init__(
         self, engine: Engine, loop: asyncio.AbstractEventLoop, failed: Callable[[StorageFailed], None]

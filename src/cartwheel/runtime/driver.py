@@ -4,8 +4,8 @@
                                                   └─ held: wait for the group of everything staged before them
     end of the turn: commit what is staged, send one batch to each peer
 
-A group that needs no sync is written at once, on the loop (a few microseconds). One that does goes to the commit thread; what
-is staged meanwhile forms the next group, so a busy node syncs many writes at once (group commit). Held effects are released
+A group that needs no sync is written at once, on the loop, if that takes the engine only microseconds. Any other goes to the
+commit thread; what is staged meanwhile forms the next group, so a busy node syncs many writes at once (group commit). Held effects are released
 when their group is done: the promise goes out only when it is true.
 
 Invariants:
@@ -97,10 +97,18 @@ class Driver:
     def submit(self, event: Event) -> None:
         """Give the node an event and perform what follows."""
         if not self._stopped:
-            self._perform(self.node.handle(time.monotonic(), wall_ms(), event))
+            self._handle(event)
             if not self._scheduled:
                 self._scheduled = True
                 self._loop.call_soon(self._end_turn)
+
+    def _handle(self, event: Event) -> None:
+        try:
+            effects = self.node.handle(time.monotonic(), wall_ms(), event)
+        except StorageFailed as error:  # a read failed: the disk is broken
+            self._storage_failed(error)
+        else:
+            self._perform(effects)
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
@@ -133,7 +141,7 @@ class Driver:
             if not self._own:
                 break
             messages, self._own = self._own, []
-            self._perform(self.node.handle(time.monotonic(), wall_ms(), self._from_self(messages)))
+            self._handle(self._from_self(messages))
         assert self._outlet is not None
         self._outlet.flush()
 
@@ -143,7 +151,7 @@ class Driver:
     def _commit(self) -> None:
         store = self._store
         if store.staged:
-            if store.durability == Durability.SYNC:
+            if store.durability == Durability.SYNC or not self._engine.quick_unsynced:
                 self._flying = True
                 self._held_flying, self._held = self._held, []
                 self._committer.submit(store.take(), self._committed)

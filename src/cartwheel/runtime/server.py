@@ -64,6 +64,7 @@ class Server:
     async def start(self) -> None:
         """Open the doors. When this returns, the node serves."""
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        await asyncio.sleep(self.node.wait_s(wall_ms()))
         self._driver.start(self._peers)
         ring = self.node.local.ring
         assert ring is not None

@@ -105,8 +105,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The file with the cluster's secret, the same on all nodes: it seals the contexts that clients carry. At least 16
     bytes, readable by its owner only (`chmod 600`). Default, for a cluster of one: `DATA/secret`, made at the first start."""
     q: int = 1024
-    """Partitions of the ring: a power of two, the same on all nodes, fixed when the cluster is created. Good for a tenth as
-    many nodes."""
+    """Partitions of the ring: a power of two, the same on all nodes, fixed when the cluster is created. The
+    default is good for some 50 nodes of equal weight."""
     allow_flush: bool = False
     """Allow `FLUSHDB` and `FLUSHALL`."""
     allow_best_effort_nx: bool = False

@@ -120,13 +120,14 @@ class Peers:
         host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
         pause_s = BACKOFF_S[0]
+        told = ""
         while True:
             reason = ""
             try:
                 async with asyncio.timeout(DIAL_TIMEOUT_S):
                     _, link = await loop.create_connection(lambda: Link(self, node), host.strip("[]"), int(port))
                 if await link.ready:
-                    pause_s = BACKOFF_S[0]
+                    pause_s, told = BACKOFF_S[0], ""
                     self._link_up(link)
                 reason = await link.lost
                 self._link_down(link, reason)
@@ -136,7 +137,10 @@ class Peers:
                 if node in self._links:
                     self._links[node].close("stopping")
                 raise
-            self.node.local.unreachable.setdefault(node, f"{address}: {reason}")
+            if reason != told:
+                told = reason
+                log.warning("no link to %s at %s: %s", node, address, reason)
+            self.node.local.unreachable[node] = reason
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(BACKOFF_S[1], pause_s * 2)
 
@@ -148,11 +152,8 @@ class Peers:
 
     def _link_down(self, link: Link, reason: str) -> None:
         if self._links.get(link.node) is link:
-            log.info("lost %s: %s", link.node, reason)
             del self._links[link.node], self._outboxes[link.node]
             self.submit(PeerDown(link.node, reason))
-        else:
-            log.debug("no link to %s: %s", link.node, reason)
 
     # --- receiving ---
 

@@ -91,11 +91,9 @@ def _check_seen(history: KeyHistory, pasts: Pasts, dots: Sequence[Dot], where: s
     return [Violation(rule, history.key, text, at)]
 
 
-def check_supersession(history: KeyHistory, *, durable: bool = True) -> list[Violation]:
-    """C2. Without ``durable`` (a bucket whose promises a fault of the run may break) only what is seen is checked.
-
-    What a client was shown must stay, acknowledged or not: replicas show only what is durable.
-    """
+def check_supersession(history: KeyHistory, *, shown_stays: bool = True) -> list[Violation]:
+    """C2. What a client was shown must stay, acknowledged or not, for replicas show only what is durable; except where a disk
+    was lost (not ``shown_stays``): it may have been the only one that had it."""
     pasts = Pasts(history.mints)
     found: list[Violation] = []
     shown: set[Dot] = set()
@@ -108,22 +106,21 @@ def check_supersession(history: KeyHistory, *, durable: bool = True) -> list[Vio
     for dots in sorted({final.dots for final in history.finals.values()}):
         nodes = ", ".join(sorted(node for node, final in history.finals.items() if final.dots == dots))
         found += _check_seen(history, pasts, dots, f"the final record of {nodes}", 0.0)
-        if not durable:
-            continue
         covered = pasts.covered(dots)
         lost = acked & ~covered
         if lost:
             told = _told(history, pasts.names(lost))
             found.append(Violation("C2", history.key, f"acknowledged and lost at {nodes}: {told}"))
         vanished = pasts.bits(shown) & ~covered & ~lost
-        if vanished:
+        if vanished and shown_stays:
             told = _told(history, pasts.names(vanished))
             found.append(Violation("C2", history.key, f"shown to a client, then lost at {nodes}: {told}"))
     return found
 
 
-def check_last_writer_wins(history: KeyHistory, *, durable: bool = True) -> list[Violation]:
-    """LWW: at most one version remains; every acknowledged one is in its past, or older by the clock."""
+def check_last_writer_wins(history: KeyHistory) -> list[Violation]:
+    """LWW: at most one version remains; every acknowledged one is in its past, or older by the clock; and it is not in the past
+    of an acknowledged one, for readings respect causality."""
     pasts = Pasts(history.mints)
     found: list[Violation] = []
     acked = {dot for write in history.writes.values() for dot in write.acked}
@@ -134,9 +131,11 @@ def check_last_writer_wins(history: KeyHistory, *, durable: bool = True) -> list
             continue
         if len(final.dots) > 1:
             found.append(Violation("LWW", history.key, f"{node} holds siblings: {_told(history, final.dots)}"))
-        if not durable:
-            continue
         covered = pasts.covered(final.dots)
+        risen = pasts.bits(final.dots) & pasts.superseded(sorted(acked))
+        if risen:
+            text = f"{node} holds {_told(history, final.dots)}, which an acknowledged write had superseded"
+            found.append(Violation("LWW", history.key, text))
         newest = max(((counter, actor) for actor, counter in final.dots), default=(-1, ""))
         lost = [d for d in pasts.names(pasts.bits(acked) & ~covered) if (d[1], d[0]) > newest]
         if lost:
@@ -168,12 +167,12 @@ def check_fresh(history: KeyHistory) -> list[Violation]:
     Premise: R + W > N, and every ack and answer came from an owner (no fallback stood in for one).
     """
     pasts = Pasts(history.mints)
-    acks = sorted((write.completed_at, write.id) for write in history.writes.values() if write.status is Status.OK)
+    acks = sorted((at, dot) for write in history.writes.values() for dot, at in write.acked.items())
     found: list[Violation] = []
     must, position = 0, 0
     for read in sorted(history.reads, key=lambda r: r.invoked_at):
         while position < len(acks) and acks[position][0] < read.invoked_at:
-            must |= pasts.bits(history.writes[acks[position][1]].acked)
+            must |= pasts.bits([acks[position][1]])
             position += 1
         if read.status is not Status.OK:
             continue
@@ -191,14 +190,14 @@ def check_sessions(history: KeyHistory, *, strict: bool = True) -> tuple[list[Vi
     pasts = Pasts(history.mints)
     counts = {"session.reads": 0, "session.stale_own": 0, "session.back_in_time": 0}
     found: list[Violation] = []
-    writes = [w for w in history.writes.values() if w.status is Status.OK]
     reads = [r for r in history.reads if r.status is Status.OK]
     for process in sorted({r.process for r in reads}):
-        mine = sorted((w.completed_at, w.id) for w in writes if w.process == process)
+        writes = [w for w in history.writes.values() if w.process == process]
+        mine = sorted((at, dot) for w in writes for dot, at in w.acked.items())
         own, seen, position = 0, 0, 0
         for read in sorted((r for r in reads if r.process == process), key=lambda r: r.invoked_at):
             while position < len(mine) and mine[position][0] < read.invoked_at:
-                own |= pasts.bits(history.writes[mine[position][1]].acked)
+                own |= pasts.bits([mine[position][1]])
                 position += 1
             covered = pasts.covered(read.dots)
             counts["session.reads"] += 1

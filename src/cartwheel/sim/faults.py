@@ -53,9 +53,6 @@ class Kind(enum.StrEnum):
     """The machine comes back with an empty disk (the victim only)."""
 
 
-CRASHES = (Kind.KILL, Kind.POWER, Kind.SYNC_ERROR, Kind.WIPE)
-
-
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that goes wrong at one time."""

@@ -61,8 +61,10 @@ class Write:
     """When the first ok arrived, or the last try ended."""
     status: Status = Status.UNKNOWN
     tries: list[Try] = field(default_factory=list)
-    acked: list[Dot] = field(default_factory=list)
-    """The dots that a clock acknowledged to the client covers: these must never be lost."""
+    dots: list[Dot] = field(default_factory=list)
+    """Its mints."""
+    acked: dict[Dot, float] = field(default_factory=dict)
+    """The mints that acknowledged contexts cover, and since when: these must never be lost."""
 
 
 @dataclass(slots=True)

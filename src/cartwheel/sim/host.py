@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cartwheel.core import versions
 from cartwheel.core.config import Config
-from cartwheel.core.errors import StorageFailed
+from cartwheel.core.errors import CorruptData, StorageFailed
 from cartwheel.core.messages import (
     Batch,
     Effect,
@@ -33,7 +33,7 @@ from cartwheel.core.messages import (
 )
 from cartwheel.core.node import Node
 from cartwheel.core.ring import History
-from cartwheel.core.storage import CHECKSUM_BYTES, Group, Space, Store
+from cartwheel.core.storage import Group, Space, Store, unseal
 from cartwheel.core.types import Durability, NodeId
 from cartwheel.core.versions import Record
 from cartwheel.sim.clocks import SimClock
@@ -41,7 +41,7 @@ from cartwheel.sim.disks import SimDisk
 from cartwheel.sim.faults import Kind
 
 if TYPE_CHECKING:
-    from cartwheel.sim.workloads import Call
+    from cartwheel.sim.world import Call
 
 INVARIANTS_EVERY = 16
 """``Node.check`` runs after every sixteenth event: it costs as much as the event itself."""
@@ -271,4 +271,9 @@ class Host:
             sealed = self.disk.get(Space.RECORDS, record_key)
         else:
             sealed = self.store.get(Space.RECORDS, record_key)
-        return versions.EMPTY if sealed is None else versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
+        if sealed is None:
+            return versions.EMPTY
+        try:
+            return versions.decode(unseal(record_key, sealed))
+        except CorruptData:
+            return versions.EMPTY

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from cartwheel.core.coordinator.gets import Gets, check_key
+from cartwheel.core.coordinator.gets import Gets, Reading, check_key
 from cartwheel.core.coordinator.puts import Puts
 from cartwheel.core.coordinator.requests import Refused, Requests
 from cartwheel.core.errors import Code
 from cartwheel.core.local import Local
-from cartwheel.core.messages import ClientExplain, ClientGet, ClientPut, Failure, ReplicaRefused
+from cartwheel.core.messages import ClientExplain, ClientGet, ClientPut, Failure, Forward, Forwarded, ReplicaRefused
 from cartwheel.core.types import NodeId
 
 
@@ -36,8 +36,8 @@ class Coordinator:
 
     @property
     def under_way(self) -> int:
-        """Requests not finished yet."""
-        return len(self._requests.by_id)
+        """Requests not answered yet."""
+        return self._requests.under_way
 
     def get(self, event: ClientGet) -> None:
         """A client's get."""
@@ -54,9 +54,16 @@ class Coordinator:
         if self._has_room(event.client):
             self.puts.put(event.put, partial(self._local.reply, event.client))
 
+    def handle_forward(self, src: NodeId, message: Forward) -> None:
+        """A put from a node outside the preference list: admitted like a client's."""
+        if not self._is_busy():
+            self.puts.handle_forward(src, message)
+            return
+        self._local.send(src, Forwarded(message.id, self._busy()))
+
     def _admit(self, event: ClientGet | ClientExplain) -> bool:
         try:
-            check_key(event.key, self._local.plan(event.bucket))
+            check_key(event.bucket, event.key, self._local.plan(event.bucket))
         except Refused as refused:
             self._local.reply(event.client, refused.failure)
             return False
@@ -64,17 +71,24 @@ class Coordinator:
 
     def _has_room(self, client: object) -> bool:
         """Answer BUSY when too much is under way: a bounded queue beats a late answer."""
-        if self.under_way < self._local.config.requests_max:
+        if not self._is_busy():
             return True
-        self._local.count("busy")
-        text = f"{self.under_way} requests are under way here; try again later"
-        self._local.reply(client, Failure(Code.BUSY, text))
+        self._local.reply(client, self._busy())
         return False
+
+    def _is_busy(self) -> bool:
+        return self.under_way >= self._local.config.requests_max
+
+    def _busy(self) -> Failure:
+        self._local.count("busy")
+        return Failure(Code.BUSY, f"{self.under_way} requests are under way here; try again later")
 
     def handle_refused(self, src: NodeId, message: ReplicaRefused) -> None:
         """A replica cannot serve a read or write."""
         request = self._requests.by_id.get(message.id)
         if request is not None and src in request.waiting():
+            if isinstance(request, Reading):
+                request.corrupt.append(src)  # a replica has no other reason to refuse a read
             request.fail(src, message.reason)
 
     def handle_tick(self) -> None:

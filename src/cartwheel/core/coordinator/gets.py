@@ -26,7 +26,7 @@ from cartwheel.core.messages import (
     ReplicaValue,
 )
 from cartwheel.core.quorum import Outcome, Tally, effective
-from cartwheel.core.storage import CHECKSUM_BYTES, POSITION_BYTES, Space, record_key, seal, unseal
+from cartwheel.core.storage import BUCKET_BYTES_MAX, CHECKSUM_BYTES, POSITION_BYTES, Space, record_key, seal, unseal
 from cartwheel.core.types import Durability, NodeId
 from cartwheel.core.versions import Record
 
@@ -38,7 +38,8 @@ class Reading:
     """
 
     __slots__ = (
-        "agreed", "answers", "at", "bucket", "done", "everyone", "fastest", "first", "gets", "hold", "id", "replied", "tally",
+        "agreed", "answers", "at", "bucket", "corrupt", "done", "everyone", "fastest", "first", "gets", "hold", "id",
+        "replied", "tally",
     )  # fmt: skip
 
     def __init__(self, gets: Gets, bucket: str, at: bytes, tally: Tally, done: Done, *, everyone: bool) -> None:
@@ -53,6 +54,7 @@ class Reading:
         self.first: bytes | None = None
         self.fastest: NodeId = ""
         self.agreed = True
+        self.corrupt: list[NodeId] = []  # these hold a copy that fails its checksum
         self.hold = Durability.MEMORY
         self.replied = False
 
@@ -122,8 +124,7 @@ class Gets:
             else:
                 tally.fail(owner, local.why_unreachable(owner))
         if not tally.answered:
-            deadline_s = local.now_s + (timeout_s or local.config.request_timeout_s)
-            self._requests.add(reading.id, reading, deadline_s)
+            self._requests.add(reading.id, reading, local.deadline_s(timeout_s))
         self.advance(reading)
 
     def _read_own(self, reading: Reading) -> None:
@@ -132,6 +133,7 @@ class Gets:
             sealed = local.read_sealed(reading.at)
         except CorruptData:
             reading.tally.fail(local.node, "its copy fails the checksum")
+            reading.corrupt.append(local.node)
             return
         reading.hold = local.store.pending(Space.RECORDS, reading.at)
         reading.note(local.node, sealed)
@@ -142,6 +144,8 @@ class Gets:
         if reading.__class__ is not Reading:
             return  # late: the request is over
         assert isinstance(reading, Reading)
+        if src not in reading.tally.asked:
+            return
         sealed = message.sealed
         if sealed is not None and sealed != reading.first:
             try:
@@ -161,8 +165,10 @@ class Gets:
             self._reply(reading)
         if answered:
             self._requests.end(reading.id)
-            if not reading.agreed:
+            if reading.corrupt or not reading.agreed:
                 self._repair(reading)
+        elif reading.replied:
+            self._requests.answered(reading.id)
 
     def _reply(self, reading: Reading) -> None:
         reading.replied = True
@@ -183,17 +189,19 @@ class Gets:
         return self.local.settle(reading.at, merged)
 
     def _repair(self, reading: Reading) -> None:
-        """Push the merged record to the replicas that answered with less."""
+        """Push the merged record to the replicas that answered with less, or whose copy is corrupt."""
         local = self.local
-        sealed = seal(reading.at, versions.encode(self._merged(reading)))
-        for node, held in sorted(reading.answers.items()):
-            if held == sealed:
-                continue
+        merged = self._merged(reading)
+        if not merged.clock:
+            return  # nobody knows anything: a corrupt copy is all there is
+        sealed = seal(reading.at, versions.encode(merged))
+        stale = [node for node, held in reading.answers.items() if held != sealed]
+        for node in sorted(stale + reading.corrupt):
             local.count("read_repairs")
             if node == local.node:
                 local.absorb(reading.at, sealed, Durability.OS)
             else:
-                local.send(node, ReplicaRepair(reading.at, sealed))
+                local.send(node, ReplicaRepair(reading.at, sealed), reading.hold)
 
     def _explained(self, reading: Reading) -> Explained:
         local, plan = self.local, self.local.plan(reading.bucket)
@@ -220,8 +228,10 @@ def opened(sealed: bytes | None) -> Record:
     return versions.EMPTY if sealed is None else versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
 
 
-def check_key(key: bytes, plan: Plan) -> None:
-    """Refuse a key over the bucket's limit."""
+def check_key(bucket: str, key: bytes, plan: Plan) -> None:
+    """Refuse a key over the bucket's limit, or a bucket whose name is too long for any."""
+    if len(bucket.encode()) > BUCKET_BYTES_MAX:
+        raise Refused(Code.INVALID, f"the name of a bucket has at most {BUCKET_BYTES_MAX} bytes")
     most = plan.props.key_bytes_max
     if len(key) > most:
         text = f"key of {len(key)} bytes exceeds the limit of {most} bytes (bucket property key_bytes_max)"

@@ -21,7 +21,7 @@ import msgspec
 from cartwheel.core import versions
 from cartwheel.core.coordinator.gets import Gets, check_key
 from cartwheel.core.coordinator.requests import Done, Refused, Requests, shortfall, tally_shortfall
-from cartwheel.core.errors import Code
+from cartwheel.core.errors import ClockSkew, Code
 from cartwheel.core.local import Local, Plan
 from cartwheel.core.messages import (
     Failure,
@@ -36,7 +36,7 @@ from cartwheel.core.messages import (
 )
 from cartwheel.core.quorum import Outcome, Tally, effective
 from cartwheel.core.storage import record_key, seal
-from cartwheel.core.types import Dot, Durability, NodeId
+from cartwheel.core.types import Clock, Dot, Durability, NodeId
 from cartwheel.core.versions import Record
 
 
@@ -110,15 +110,15 @@ class Puts:
     def _start(self, put: PutRequest, done: Done, *, forwarded: bool) -> None:
         local = self._local
         plan = local.plan(put.bucket)
-        check_key(put.key, plan)
+        check_key(put.bucket, put.key, plan)
         if put.value is not None and len(put.value) > plan.props.value_bytes_max:
             text = f"value of {len(put.value)} bytes exceeds the limit of {plan.props.value_bytes_max} bytes"
             raise Refused(Code.TOOBIG, f"{text} (bucket property value_bytes_max)")
         at = record_key(put.bucket, put.key)
         owners = local.owners(at, plan.props.n)
         needed = self._needed(put, plan)
-        self._check_enough(owners, needed)
         if local.node in owners:
+            self._check_enough(owners, needed)
             self._coordinate(at, put, plan, done)
         elif forwarded:
             raise Refused(Code.NOQUORUM, f"{local.node} is not in the preference list: rings differ, try again")
@@ -154,6 +154,11 @@ class Puts:
 
         def stamp_after_read(result: Result, hold: Durability) -> None:
             del hold  # what was read is merged and staged here, so it is durable before the put is
+            if isinstance(result, Failure):
+                # Stamping all the same would leave what the client had seen beside its new write: a false sibling.
+                text = f"the context names a write that is not known here, and could not be read: {result.text}"
+                done(Failure(Code.NOQUORUM, text), Durability.MEMORY)
+                return
             if isinstance(result, Found) and result.record.versions:
                 local.absorb(at, seal(at, versions.encode(result.record)), plan.durability)
             try:
@@ -162,21 +167,25 @@ class Puts:
                 done(refused.failure, Durability.MEMORY)
 
         local.count("puts_after_read")
-        self._gets.start(put.bucket, put.key, plan, 0, put.timeout_s, stamp_after_read)
+        r = max(plan.r, len(local.owners(at, plan.props.n)) - plan.w + 1)  # meets the W that stored what was seen
+        self._gets.start(put.bucket, put.key, plan, r, put.timeout_s, stamp_after_read)
 
     def _stamp(self, at: bytes, put: PutRequest, plan: Plan, record: Record, done: Done) -> None:
         """Mint the dot, stage the record, send it to the other owners: one synchronous step (versions, invariant A)."""
         local = self._local
-        again = self._earlier_dot(at, put.request_id, record) if put.request_id else None
+        again = self._earlier_dot(at, put, record) if put.request_id else None
         if again is not None:
             local.count("puts_repeated")
             sealed = local.write_record(at, record, record, plan.durability)
-            context = versions.context_after_put(record, put.context or {}, again)
+            context = versions.context_after_put(record, put.context or {}, again, put.dots)
             self._replicate(at, put, plan, sealed, again, done, Stored(*context, len(record.versions), local.node))
             return
         context_clock = record.clock if put.context is None or plan.lww else put.context
         local.notice_amnesia(record, context_clock)
-        counter, leave_after = local.mint(max(record.clock.values(), default=0) if plan.lww else 0)
+        for seen in put.dots:
+            local.notice_amnesia(record, dict((seen,)))
+        self._observe(put, context_clock, plan)
+        counter, leave_after = local.mint()
         dot = (local.actor, counter)
         new = versions.put(
             record, context_clock, dot, put.value,
@@ -189,8 +198,26 @@ class Puts:
         if put.request_id:
             self._remember(at, put.request_id, dot)
         local.count("puts")
-        stored = Stored(*versions.context_after_put(new, context_clock, dot), siblings, local.node)
+        stored = Stored(*versions.context_after_put(new, context_clock, dot, put.dots), siblings, local.node)
         self._replicate(at, put, plan, sealed, dot, done, stored, leave_after)
+
+    def _observe(self, put: PutRequest, supersedes: Clock, plan: Plan) -> None:
+        """Let our clock follow what this write supersedes, so that its reading is the later one.
+
+        Last writer wins relies on it: a later write with an earlier reading would lose, and replicas could disagree.
+        """
+        local = self._local
+        latest = max(supersedes.values(), default=0)
+        if put.context and put.context is not supersedes:
+            latest = max(latest, *put.context.values())
+        for _, counter in put.dots:
+            latest = max(latest, counter)
+        try:
+            local.clock.observe(latest, local.wall_ms)
+        except ClockSkew as error:
+            local.count("contexts_ahead")
+            if plan.lww:
+                raise Refused(Code.NOQUORUM, f"the key's newest write was stamped by a {error}") from None
 
     def _check_siblings(self, siblings: int, before: int, plan: Plan) -> None:
         """Refuse a client's write that leaves too many siblings. A merge is never refused."""
@@ -217,8 +244,7 @@ class Puts:
         tally = Tally(owners, self._needed(put, plan), primaries=owners, primaries_needed=plan.pw)
         request_id = local.new_id()
         writing = Writing(self._requests, request_id, tally, stored, done)
-        deadline_s = local.now_s + (put.timeout_s or local.config.request_timeout_s)
-        self._requests.add(request_id, writing, deadline_s)
+        self._requests.add(request_id, writing, local.deadline_s(put.timeout_s))
         message = ReplicaWrite(request_id, at, sealed, plan.durability, dot[1])
         for owner in owners:
             if owner == local.node:
@@ -233,15 +259,20 @@ class Puts:
         by_id = self._requests.by_id
         for request_id in message.ids:
             writing = by_id.get(request_id)
-            if writing.__class__ is Writing:  # else late: the request is over
+            if writing.__class__ is Writing and src in writing.tally.asked:  # else late: the request is over
                 writing.ack(src)
 
     # --- retries ---
 
-    def _earlier_dot(self, at: bytes, request_id: bytes, record: Record) -> Dot | None:
+    def _earlier_dot(self, at: bytes, put: PutRequest, record: Record) -> Dot | None:
         """The dot that an earlier try of this request got: still a version, or remembered here."""
-        version = versions.by_request(record, request_id)
-        return version.dot if version is not None else self._minted.get((at, request_id))
+        version = versions.by_request(record, put.request_id)
+        if version is None:
+            return self._minted.get((at, put.request_id))
+        if version.value != put.value:
+            raise Refused(Code.INVALID, "this request id was used for another value of this key")
+        self._remember(at, put.request_id, version.dot)
+        return version.dot
 
     def _remember(self, at: bytes, request_id: bytes, dot: Dot) -> None:
         self._minted[at, request_id] = dot
@@ -254,12 +285,16 @@ class Puts:
         """Hand the put to the owner that the context prefers, or to the first reachable one (section 4.5)."""
         local = self._local
         candidates = [owner for owner in owners if owner in local.reachable]
+        if not candidates:
+            reasons = "; ".join(f"{owner}: {local.why_unreachable(owner)}" for owner in sorted(owners))
+            raise Refused(Code.NOQUORUM, f"no owner of the key is reachable ({reasons})")
         target = put.coordinator if put.coordinator in candidates else candidates[0]
         request_id = local.new_id()
         if not put.request_id:
-            put = msgspec.structs.replace(put, request_id=b"fwd" + request_id.to_bytes(8))
-        deadline_s = local.now_s + (put.timeout_s or local.config.request_timeout_s)
-        self._requests.add(request_id, Forwarding(self._requests, request_id, target, done), deadline_s)
+            # Ids are unique within a node only, and two puts with one id would be taken for one.
+            put = msgspec.structs.replace(put, request_id=b"fwd:%s/%d" % (local.node.encode(), request_id))
+        forwarding = Forwarding(self._requests, request_id, target, done)
+        self._requests.add(request_id, forwarding, local.deadline_s(put.timeout_s))
         local.count("puts_forwarded")
         local.send(target, Forward(request_id, put))
 
@@ -277,4 +312,8 @@ class Puts:
         request = self._requests.by_id.get(message.id)
         if isinstance(request, Forwarding) and request.target == src:
             self._requests.end(message.id)
-            request.done(message.result, Durability.MEMORY)
+            result = message.result
+            if isinstance(result, Failure):
+                # The network may repeat our Forward, and the owner take it then: only a refusal of our own is certain.
+                result = Failure(result.code, result.text, unknown=True)
+            request.done(result, Durability.MEMORY)

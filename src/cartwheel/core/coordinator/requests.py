@@ -33,12 +33,23 @@ class Request(Protocol):
 class Requests:
     """All of them, by id."""
 
-    __slots__ = ("_due", "_opened", "by_id")
+    __slots__ = ("_due", "_opened", "_stragglers", "by_id")
 
     def __init__(self) -> None:
         self.by_id: dict[int, Request] = {}
         self._due: dict[int, list[int]] = {}
         self._opened = 0
+        self._stragglers: set[int] = set()
+
+    @property
+    def under_way(self) -> int:
+        """Requests not answered yet. A get that waits for its last replicas is no burden: one hung peer must not make
+        every coordinator busy."""
+        return len(self.by_id) - len(self._stragglers)
+
+    def answered(self, request_id: int) -> None:
+        """The client has its answer, the request goes on until its deadline."""
+        self._stragglers.add(request_id)
 
     def add(self, request_id: int, request: Request, deadline_s: float) -> None:
         """Take a request in; at the first tick after ``deadline_s`` (monotonic) its outstanding answers are given up."""
@@ -53,6 +64,7 @@ class Requests:
     def end(self, request_id: int) -> None:
         """The request is over."""
         self.by_id.pop(request_id, None)
+        self._stragglers.discard(request_id)
 
     def tick(self, now_s: float) -> None:
         """Give up what is overdue."""
@@ -82,6 +94,7 @@ class Requests:
         """Assert the invariant."""
         due = {request_id for bucket in self._due.values() for request_id in bucket}
         assert self.by_id.keys() <= due, "a request without a deadline"
+        assert self._stragglers <= self.by_id.keys(), "an ended request still counts as answered"
 
 
 class Refused(Exception):

@@ -229,10 +229,9 @@ class _Load:
         q, load, target, scale = self.q, self.load, self.target, self.scale
         self.owners[token] = self.owners[token + q] = node
         undo: _Undo = []
-        for back in range(q):
-            partition = (token - back) % q
-            if self.reach[partition] < back:
-                break
+        back = 0  # ends: no walk goes once round
+        while self.reach[partition := (token - back) % q] >= back:
+            back += 1
             old = self.picks[partition]
             new, reach = self._walk(partition)
             self.work -= reach + 6

@@ -35,7 +35,7 @@ Invariants:
 1. The kept read transaction is the last committed snapshot, or there is none; it is used and dropped only under ``_lock``.
 2. After one failed apply all others fail: LMDB itself would carry on after a failed sync (measured: the next one succeeds).
 
-Cost, measured: get 1.1 us, found or not; scan 2 us and 0.4 us per row; an apply is one sync or two, in which the GIL is released:
+Cost, measured: get 1.1 us, found or not; scan 2 us and 0.3 us per row; an apply is one sync or two, in which the GIL is released:
 to be called off the event loop in either case.
 """
 
@@ -75,6 +75,7 @@ class LmdbEngine:
     """See ``core.storage.Engine`` and the module's theory."""
 
     name = "lmdb"
+    quick_unsynced = False
 
     def __init__(self, path: Path, *, map_bytes: int = MAP_BYTES) -> None:
         """Open or create the database.

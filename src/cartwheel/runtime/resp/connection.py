@@ -309,8 +309,8 @@ def _kill_filters(connection: Connection, args: Args) -> list[Connection]:
 
 
 @command(
-    "CLIENT|KILL <address | ([ID client-id] [TYPE type] [USER username] [ADDR address] [LADDR address] [SKIPME yes-no]"
-    " [MAXAGE seconds])>",
+    "CLIENT|KILL <address | ID client-id | TYPE type | USER username | ADDR address | LADDR address | SKIPME yes-no"
+    " | MAXAGE seconds>...",
     "Closes connections.",
     group="connection",
 )

@@ -123,7 +123,7 @@ def _named(name: bytes) -> Command | None:
 def command_info(connection: Connection, args: Args) -> bytes:
     resp3 = connection.resp3
     chosen: list[Command | None] = list(map(_named, args[2:])) if len(args) > 2 else [*_working()]
-    return reply.array([reply.nil_array(resp3) if each is None else _info_of(each, resp3) for each in chosen])
+    return reply.array([connection.nil if each is None else _info_of(each, resp3) for each in chosen])
 
 
 def _argument_doc(argument: Argument, in_key_spec: bool) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class Parser:
         if _HUGE_ARRAY(data):
             return 0
         total = 0
+        quick: list[Command] = []
         try:
             self._reader.feed(data)
             gets = self._reader.gets
@@ -157,18 +158,17 @@ class Parser:
                     size = len(arg)
                     total += _TAKEN[size] if size < 4096 else size + len(str(size)) + 5
                 if args:
-                    commands.append(args)
+                    quick.append(args)
                 args = gets()
         except (hiredis.HiredisError, TypeError, IndexError):
             total = -1
-        size = len(data)
-        if total == size:
-            return size
-        self._reader = hiredis.Reader(notEnoughData=_MISSING)
-        if 0 <= total < size and data[total] == 42:
-            return total
-        commands.clear()
-        return 0
+        whole = len(data)
+        if total != whole:
+            self._reader = hiredis.Reader(notEnoughData=_MISSING)
+            if not 0 <= total < whole or data[total] != 42:
+                return 0
+        commands += quick
+        return total
 
     def _strict(self, data: bytes, commands: list[Command], *, one: bool) -> bytes:
         """Parse strictly. With ``one``, stop after the command under way and return what follows it."""

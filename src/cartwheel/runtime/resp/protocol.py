@@ -363,9 +363,11 @@ class Connection(asyncio.Protocol):
             CommandError: a number out of range, or no name for a bucket.
         """
         if NUMERIC(name):
+            if name.decode() != str(int(name)):
+                raise CommandError(reply.NOT_AN_INTEGER)
             if not 0 <= int(name) < DATABASES:
                 raise CommandError("ERR DB index is out of range")
-            return str(int(name))
+            return name.decode()
         if not BUCKET_NAME(name):
             raise CommandError(
                 "ERR invalid DB index: neither a number nor a bucket's name (1 to 64 of A-Z a-z 0-9 . _ -)"
@@ -382,11 +384,15 @@ def _address(name: object) -> str:
 
 
 def unknown_command(args: Args) -> str:
-    """Redis's own words for a command that it does not have either."""
+    """Redis's own words for a command that it does not have either. It shows strings as C does, up to a NUL."""
     shown = ""
     for arg in args[1:]:
-        if len(shown) >= SHOWN_ARGUMENTS_BYTES:
+        room = SHOWN_ARGUMENTS_BYTES - len(shown)
+        if room <= 0:
             break
-        shown += "'" + arg[: SHOWN_ARGUMENTS_BYTES - len(shown)].decode("utf-8", "replace") + "' "
-    name = args[0][:SHOWN_ARGUMENTS_BYTES].decode("utf-8", "replace")
-    return f"ERR unknown command '{name}', with args beginning with: {shown}"
+        shown += f"'{_c_string(arg[:room])}' "
+    return f"ERR unknown command '{_c_string(args[0][:SHOWN_ARGUMENTS_BYTES])}', with args beginning with: {shown}"
+
+
+def _c_string(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode("utf-8", "replace")

@@ -56,7 +56,7 @@ def _set_options(connection: Connection, args: Args) -> _SetOptions:
             options.get = True
         elif word == b"KEEPTTL" and not timed:
             options.keep_ttl = True
-        elif word in EXPIRY_OPTIONS and not timed and not options.keep_ttl and at + 1 < len(args):
+        elif word in EXPIRY_OPTIONS and timed in {b"", word} and not options.keep_ttl and at + 1 < len(args):
             timed, number = word, args[next(words)]
         else:
             raise CommandError(SYNTAX_ERROR)
@@ -233,18 +233,20 @@ def getdel(connection: Connection, args: Args) -> Steps:
     note=RACY,
 )
 def getex(connection: Connection, args: Args) -> Steps:
-    expires_at_ms: int | None = None
     option = args[2].upper() if len(args) > 2 else b""
-    if len(args) == 3 and option == b"PERSIST":
-        expires_at_ms = 0
-    elif len(args) == 4 and option in EXPIRY_OPTIONS:
-        expires_at_ms = expiry(connection, option, args[3], "getex")
-    elif len(args) > 2:
+    persists = len(args) == 3 and option == b"PERSIST"
+    expires = len(args) == 4 and option in EXPIRY_OPTIONS
+    if len(args) > 2 and not persists and not expires:
         raise CommandError(SYNTAX_ERROR)
     entry = Entry(connection, args[1], (yield read(connection, args[1])))
     if entry.value is None:
         return connection.nil
-    if expires_at_ms is not None and expires_at_ms != entry.expires_at_ms:
+    expires_at_ms = entry.expires_at_ms
+    if persists:
+        expires_at_ms = 0
+    elif expires:
+        expires_at_ms = expiry(connection, option, args[3], "getex")
+    if expires_at_ms != entry.expires_at_ms:
         gone = 0 < expires_at_ms <= connection.gateway.wall_ms()
         stored((yield entry.write(None if gone else entry.value, expires_at_ms=0 if gone else expires_at_ms)))
     return reply.bulk(entry.value)
