@@ -66,6 +66,14 @@ class RespServer:
         self._thread.join()
         self._loop.close()
 
+    def refuse_connections(self) -> None:
+        """Listen no more; open connections stay."""
+
+        async def close() -> None:
+            self._server.close()
+
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result()
+
     @property
     def address(self) -> str:
         """host:port."""

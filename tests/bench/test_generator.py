@@ -126,7 +126,7 @@ def test_when_all_nodes_are_gone_the_loop_ends():
     with RespServer(lambda _server, _command: HANG_UP) as server:
         engine = engine_for(server, flows=1, timeout_s=0.05)
         engine.wait_connected()
-        server._server.close()
+        server.refuse_connections()
         tally = engine.run(workload(BenchOptions(), 0), depth=1)
         engine.close()
     assert tally.answered == 0

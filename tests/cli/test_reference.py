@@ -3,10 +3,10 @@
 import inspect
 
 import pytest
+from tests.cli.reference import BEGIN, DOCS, END, PAGES, field_docstrings, filled
 
 from cartwheel.cli import start as start_module
 from cartwheel.runtime.settings import SETTING_NAMES
-from tests.cli.reference import BEGIN, DOCS, END, PAGES, field_docstrings, filled
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -23,4 +23,9 @@ def test_every_setting_is_documented_and_has_a_flag():
     for name in SETTING_NAMES:
         assert texts[name].endswith(".")
     assert set(start_module.FLAG_HELP) == set(SETTING_NAMES)
-    assert set(inspect.signature(start_module.start.callback).parameters) == {"file", "show_settings", "until_eof", "flags"}
+    assert set(inspect.signature(start_module.start.callback).parameters) == {
+        "file",
+        "show_settings",
+        "until_eof",
+        "flags",
+    }

@@ -104,8 +104,8 @@ def test_arbitrary_contents_are_refused(contents):
     token = base64.urlsafe_b64encode(body + _mac(SECRET, "0", b"k", body)).rstrip(b"=")
     try:
         decode_token(token, **HOME)
-    except BadContext as error:
-        assert "does not parse" in str(error)
+    except BadContext:
+        pass
 
 
 def test_another_format_is_refused():

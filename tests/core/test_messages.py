@@ -126,7 +126,7 @@ def test_fields_appended_by_a_newer_version_are_skipped(message):
     newer = msgspec.msgpack.decode(encode_batch(b"e", [message]))
     newer[1][0] += ["new", {"a": [1, None]}]
     for part in newer[1][0]:
-        if isinstance(part, list) and len(part) in {4, 5, 11} and isinstance(message, Forward | Forwarded):
+        if isinstance(part, list) and len(part) in {4, 5, 10} and isinstance(message, Forward | Forwarded):
             part += [b"new"]
     newer.append("new, too")
     assert decode_batch(msgspec.msgpack.encode(newer)) == Batch(b"e", [message])

@@ -90,7 +90,7 @@ class Wire:
         """Start a node on what its engine holds."""
         store = Store(self.engines[name])
         config = Config(node=name, cluster="test", secret=b"s" * 32, **self._config)
-        node = Node(config, store, history=history_of(self._names), stint=f"s{boot}", boot=boot, seed=boot)
+        node = Node(config, store, history=history_of(self._names), stint=f"s{boot}", boot=boot)
         self.nodes[name], self.stores[name] = node, store
         self._held_effects[name] = []
         node.start(self.now_s, self.wall(name))

@@ -1,14 +1,17 @@
-"""What a benchmark measured: the structs behind ``cartwheel bench --json``, and how histograms become them.
+"""What a benchmark measured: the structs behind ``cartwheel bench --json``, and how counts become them.
 
-Latencies are kept in HDR histograms (Gil Tene): 1 microsecond to 1 hour, three significant digits, so that a percentile is right
-to 0.1 % at any height. Histograms add up, percentiles do not: processes hand over histograms, and the result carries
-them, encoded, so that several runs can be merged later.
+Percentiles do not add up, counts do: each process hands over how often each latency occurred, in whole microseconds, and the
+figures are computed from the sums of these, exactly. The result also carries them as HDR histograms (Gil Tene; 1 microsecond to
+1 hour, three significant digits), encoded, so that several runs can be merged and plotted later, by any HDR library.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import msgspec
 from hdrh.histogram import HdrHistogram
@@ -85,29 +88,37 @@ class BenchResult(msgspec.Struct, frozen=True):
         return sum(self.errors.values())
 
 
-def histogram(counts: Iterable[Mapping[int, int]]) -> HdrHistogram:
-    """Add up latencies in microseconds. What is above an hour counts as an hour."""
-    total: Counter[int] = Counter()
-    for part in counts:
-        total.update(part)
-    result = HdrHistogram(1, LATENCY_US_MAX, DIGITS)
-    for latency_us, count in total.items():
-        result.record_value(min(latency_us, LATENCY_US_MAX), count)
-    return result
+def encoded_histogram(counts: Mapping[int, int]) -> str:
+    """As an HDR histogram in base64. What is above an hour counts as an hour."""
+    histogram = HdrHistogram(1, LATENCY_US_MAX, DIGITS)
+    for latency_us, count in counts.items():
+        histogram.record_value(min(latency_us, LATENCY_US_MAX), count)
+    encoded: bytes = histogram.encode()
+    return encoded.decode()
 
 
-def latency(hdr: HdrHistogram, *, encode: bool = False) -> Latency:
-    """Read the figures off a histogram."""
-    at = hdr.get_percentile_to_value_dict([50, 90, 99, 99.9]) if hdr.total_count else {}
+def latency(parts: Iterable[Mapping[int, int]], *, encode: bool = False) -> Latency:
+    """The figures of counts of latencies in microseconds. All 0 if there are none."""
+    counts: Counter[int] = Counter()
+    for part in parts:
+        counts.update(part)
+    total = counts.total()
+    ordered = sorted(counts)
+    reached = list(accumulate(counts[latency_us] for latency_us in ordered))
+
+    def at(percentile: float) -> float:
+        """The smallest latency that so many percent of the requests did not exceed."""
+        return ordered[bisect_left(reached, math.ceil(total * percentile / 100))] / 1000 if total else 0.0
+
     return Latency(
-        count=hdr.total_count,
-        mean_ms=hdr.get_mean_value() / 1000,
-        p50_ms=at.get(50, 0) / 1000,
-        p90_ms=at.get(90, 0) / 1000,
-        p99_ms=at.get(99, 0) / 1000,
-        p99_9_ms=at.get(99.9, 0) / 1000,
-        max_ms=hdr.get_max_value() / 1000,
-        histogram=hdr.encode().decode() if encode else None,
+        count=total,
+        mean_ms=sum(value * count for value, count in counts.items()) / total / 1000 if total else 0.0,
+        p50_ms=at(50),
+        p90_ms=at(90),
+        p99_ms=at(99),
+        p99_9_ms=at(99.9),
+        max_ms=at(100),
+        histogram=encoded_histogram(counts) if encode else None,
     )
 
 
@@ -117,9 +128,9 @@ def _operations(windows: Sequence[Sequence[Mapping[int, int]]], *, encode: bool 
     for number, kind in enumerate(KINDS):
         counts = [window[number] for window in windows]
         if any(counts):
-            found[kind] = latency(histogram(counts), encode=encode)
+            found[kind] = latency(counts, encode=encode)
     everything = [counts for window in windows for counts in window]
-    return found | {"all": latency(histogram(everything), encode=encode)}
+    return found | {"all": latency(everything, encode=encode)}
 
 
 def merge(options: BenchOptions, reports: Sequence[Report], *, interrupted: bool = False) -> BenchResult:

@@ -197,7 +197,7 @@ def _print_explained(key: str, answer: dict[str, Any]) -> None:
     answered = [held for held in answer["replicas"].values() if "error" not in held]
     who = "all replicas" if len(answered) == n else f"the {len(answered)} that answered"
     agree = all(held == merged for held in answered)
-    click.echo(f"{who} hold the same" if agree else f"{who} differ: a read mends the stale ones it meets")
+    click.echo(f"{who} hold the same" if agree else "the replicas differ: a read mends the stale ones it meets")
     click.echo(f"clock {clock_text(merged['clock'])}")
 
 

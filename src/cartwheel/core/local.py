@@ -10,7 +10,6 @@ invariant A): its record fails its checksum, or another node's record accounts f
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,12 +48,11 @@ class Plan(NamedTuple):
 class Local:
     """The shared state of one node's machines. ``now_s``, ``wall_ms`` and ``out`` are set anew for each event."""
 
-    def __init__(self, config: Config, store: Store, clock: HybridClock, *, stint: str, boot: int, seed: int) -> None:
+    def __init__(self, config: Config, store: Store, clock: HybridClock, *, stint: str, boot: int) -> None:
         self.config = config
         self.node: NodeId = config.node
         self.store = store
         self.clock = clock
-        self.random = random.Random(seed)
         self.now_s = 0.0
         self.wall_ms = 0
         self.out: list[Effect] = []

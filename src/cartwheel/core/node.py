@@ -65,20 +65,19 @@ Handler = Callable[[NodeId, Any], None]
 class Node:
     """A node of the ring. Not reentrant; one thread."""
 
-    def __init__(self, config: Config, store: Store, *, history: History, stint: str, boot: int, seed: int) -> None:
+    def __init__(self, config: Config, store: Store, *, history: History, stint: str, boot: int) -> None:
         """
         Args:
             history: the cluster's first membership, used only by a new disk.
             stint: a name that no stint of this node had before, used unless the disk was closed cleanly.
             boot: 32 bits that differ from every earlier start of this node; the high half of its request ids.
-            seed: of the node's own random generator.
         """
         self._first_history = history
         mark = store.get(Space.META, META_MARK)
         clock = HybridClock(
             mark=int.from_bytes(mark) if mark else 0, skew_ms_max=config.skew_ms_max, lease_ms=config.clock_lease_ms
         )
-        self._local = Local(config, store, clock, stint=stint, boot=boot, seed=seed)
+        self._local = Local(config, store, clock, stint=stint, boot=boot)
         self._coordinator = Coordinator(self._local)
         self._replica = Replica(self._local)
         self._coverage = Coverage(self._local)

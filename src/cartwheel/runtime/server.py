@@ -54,7 +54,7 @@ class Server:
         boot = secrets.randbits(32)
         store = Store(datadir.engine)
         self.node = Node(
-            self.config, store, history=first_history(settings), stint=new_stint(), boot=boot, seed=secrets.randbits(64)
+            self.config, store, history=first_history(settings), stint=new_stint(), boot=boot
         )
         self._driver = Driver(self.node, store, datadir.engine, on_halt=self._halt)
         self._peers = Peers(self.node, boot=boot, secret=settings.secret, submit=self._driver.submit)

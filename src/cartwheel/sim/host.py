@@ -123,7 +123,6 @@ class Host:
             history=history,
             stint=f"{self.dice.getrandbits(40):08x}",
             boot=self.boot_nonce,
-            seed=self.dice.getrandbits(32),
         )
         self.node.start(self.clock.mono(world.now), self.clock.wall(world.now))
         group = self.store.take()

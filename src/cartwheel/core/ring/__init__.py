@@ -21,11 +21,13 @@ Invariants:
 3. Primary load: a node's number of tokens is its share by weight rounded down or up (a node due less than one token has one, if
    q allows). So it is within 5 % of the share from 20 tokens per node on.
 4. A change moves at most 1.2 times as many tokens as it must.
-5. Replica load is aimed at, not guaranteed: see ``claim``.
+5. The first n entries of a list are on as many zones as exist, then hosts, for every n and also round the end of the ring.
 
-Cost: ``position`` about a microsecond, ``partition_of`` and a repeated ``preference`` a tenth of one. The first
-``preference`` of a partition is O(q + members). A fold costs 10 to 50 ms per membership change at q = 1024, whatever the
-number of nodes; it runs when the history changes, never on a request.
+Not an invariant: that *replica* load follows weight as closely as primary load does. ``claim`` has the figures.
+
+Cost: ``position`` is about a microsecond, ``partition_of`` and a repeated ``preference`` a tenth of one. The first ``preference``
+of a partition is O(q + members). A fold costs 10 to 30 ms per new membership change at q = 1024, whatever the number of nodes; it
+runs when the history changes, never on a request.
 """
 
 from cartwheel.core.ring.history import Change, ChangeKind, History, Member

@@ -29,15 +29,28 @@ Invariants, for any owners and members:
    A trap: ``sum()`` of floats gives other last digits since Python 3.12, so nodes on two Pythons would have disagreed on a ring.
 3. Tokens that change hands <= 1.2 times the least that the quotas require (repair uses what is left of it).
 
-*Replica load* is planned for ``REPLICAS`` = 3 entries, the paper's common N (section 6). If a node's tokens are never less than
-N apart, then it is a replica of exactly N partitions per token, so its replica load is as even as its primary load; zones and
-hosts bend that, and where they cap a node (a zone holds at most one of three replicas when three zones exist) the target is
-what remains after the caps. The targets are aimed at, not guaranteed: see ``replica_targets``, and ``tests/core/test_ring.py``
-for the figures.
+*Replica load* (the lists that have a node among their first entries) is planned for ``REPLICAS`` = 3, the paper's common N.
+If a node's tokens are never less than N apart, it is a replica of exactly N partitions per token, so its replica load is as
+even as its primary load. Zones and hosts bend that: where three zones exist, a zone holds one of three replicas at most,
+whatever it weighs. The target of a node is its share by weight after such caps (``replica_targets``). It is aimed at, not
+guaranteed: the earlier ring and the leave to move may not open a way. Measured over 1200 random joins, leaves and reweighs at
+q = 1024 with 4 to 30 nodes; "off" is the distance of the worst node's replica load from its target, beyond the 3 that one
+token carries:
+
+====================  ====================================  ====================================
+hosts and zones       equal weights                         weights 0.25 to 4
+====================  ====================================  ====================================
+no zones              all rings within 5 %, worst 4.4 %     95 % of rings within 5 %, worst 11 %
+three equal zones     98 % of rings within 5 %, worst 7 %   93 % of rings within 5 %, worst 12 %
+2 to 6 uneven zones   84 % of rings within 5 %, worst 17 %  69 % of rings within 5 %, worst 25 %
+====================  ====================================  ====================================
+
+In the same runs, tokens moved were 1.08 to 1.14 times the least on average and never over 1.2; new replicas were 1.1 to 1.2
+(no zones) or 1.4 to 1.7 (zones) times as many as the targets require, in the median.
 
 Cost: O(q) to set up, then at most ``TRIES`` evaluations per moved token and ``REPAIRS`` rounds of ``PARTNERS`` trades; an
-evaluation looks at the few partitions whose first three entries the token can touch. 10 to 50 ms for q = 1024 and only when
-membership changes.
+evaluation looks at the few partitions whose first three entries the token can touch. At q = 1024 that is 10 to 30 ms for most
+changes, 0.1 s at worst, and 1 to 3 s for the history of a cluster of 200 nodes. ``fold`` remembers the last rings.
 """
 
 from __future__ import annotations
@@ -61,7 +74,7 @@ REPAIRS_PER_MOVE: Final = 16
 PARTNERS: Final = 4
 """Trades weighed per round of repair."""
 
-WORK: Final = 500_000
+WORK: Final = 250_000
 """Tokens looked at per change, about 50 ns each: a bound on time where walks are long because a zone has few tokens."""
 
 _SCALE: Final = 1_000_000
