@@ -21,7 +21,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 CORE_FLOORS = [
     {"types", "errors", "config"},
     {"clock", "versions", "context", "ring", "quorum", "merkle"},
-    {"messages", "storage"},
+    {"messages", "storage", "hot"},
     {"local"},
     {"coordinator", "replica", "coverage", "membership", "hints", "transfer", "antientropy", "failure", "admission"},
     {"node"},

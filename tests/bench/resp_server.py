@@ -53,9 +53,7 @@ class RespServer:
 
     def __exit__(self, *_: object) -> None:
         async def stop() -> None:
-            self._server.close()
-            # Connections that are just being accepted, too.
-            await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+            await self._stop_listening()
             while self.open:
                 for transport in list(self.open):
                     transport.abort()
@@ -69,10 +67,13 @@ class RespServer:
     def refuse_connections(self) -> None:
         """Listen no more; open connections stay."""
 
-        async def close() -> None:
-            self._server.close()
+        asyncio.run_coroutine_threadsafe(self._stop_listening(), self._loop).result()
 
-        asyncio.run_coroutine_threadsafe(close(), self._loop).result()
+    async def _stop_listening(self) -> None:
+        # Each connection that is being accepted is a task, which would fail on a closed server and leak its socket.
+        while accepting := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(accepting)
+        self._server.close()
 
     @property
     def address(self) -> str:

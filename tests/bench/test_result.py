@@ -52,7 +52,9 @@ def test_the_encoded_histogram_holds_the_same_latencies(latencies):
     """Another program that decodes it finds each latency, to 0.1 %."""
     decoded = HdrHistogram.decode(encoded_histogram(counts(latencies)))
     found = [
-        item.value_iterated_to for item in decoded.get_recorded_iterator() for _ in range(item.count_at_this_value)
+        item.value_iterated_to
+        for item in decoded.get_recorded_iterator()
+        for _ in range(item.count_at_value_iterated_to)
     ]
     assert found == pytest.approx(sorted(latencies), rel=0.001, abs=1)
 

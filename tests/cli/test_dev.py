@@ -64,7 +64,7 @@ def test_values_are_bytes(dev):
     """From standard input, to standard output, and as base64 in JSON."""
     value = bytes(range(256))
     assert dev.at(1, "put", "bytes", "-", stdin=value).returncode == 0
-    assert dev.at(2, "get", "bytes", "--raw", stdin=b"").stdout == value
+    assert dev.at(2, "get", "bytes", "--raw", stdin=b"unread").stdout == value
     siblings = json.loads(dev.at(2, "get", "bytes", "--json").stdout)["siblings"]
     assert [base64.b64decode(sibling["value_base64"]) for sibling in siblings] == [value]
 

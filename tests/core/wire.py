@@ -85,6 +85,7 @@ class Wire:
             self.boot(name, next(self._boots))
         for name in names:
             self.connect(name)
+        self.advance(0)  # the first mark of each clock is known to be durable
 
     def boot(self, name: NodeId, boot: int) -> None:
         """Start a node on what its engine holds."""
@@ -93,6 +94,7 @@ class Wire:
         node = Node(config, store, history=history_of(self._names), stint=f"s{boot}", boot=boot)
         self.nodes[name], self.stores[name] = node, store
         self._held_effects[name] = []
+        self.pass_time(node.wait_s(self.wall(name)))
         node.start(self.now_s, self.wall(name))
         self._commit(name)
 
@@ -199,10 +201,14 @@ class Wire:
             else:
                 self.halted[name] = effect.reason
 
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass unnoticed."""
+        self.now_s += seconds
+        self.wall_ms += round(seconds * 1000)
+
     def advance(self, seconds: float) -> None:
         """Let time pass, with a tick at its end on every node."""
-        self.now_s += seconds
-        self.wall_ms += int(seconds * 1000)
+        self.pass_time(seconds)
         for name in list(self.nodes):
             self.handle(name, Tick())
 
@@ -227,7 +233,8 @@ class Wire:
         sealed = bytearray(self.sealed(name, key, bucket) or b"")
         sealed[-1] ^= 1
         self.engines[name].apply([{record_key(bucket, key): bytes(sealed)}, {}, {}], sync=True)
-
+        self.nodes[name].local.hot.clear()  # damage on the disk shows when it is read from there
+        self.nodes[name].local.hot.clear()  # it has not been read for a while
     def copy_disk(self, name: NodeId) -> MemoryEngine:
         """A backup of this node's disk."""
         copy = MemoryEngine()

@@ -68,6 +68,8 @@ class LocalGateway:
     def result(self, event: ClientEvent) -> Result:
         """What comes of an event."""
         match event:
+            case ClientGet(_, bucket, key) if len(key) > self.bucket_props(bucket).key_bytes_max:
+                return self.key_too_big(key, bucket)
             case ClientGet(_, bucket, key):
                 if event.r > self.bucket_props(bucket).n:
                     return Failure(Code.INVALID, f"r={event.r} is above n={self.bucket_props(bucket).n}")
@@ -90,12 +92,19 @@ class LocalGateway:
                     return Failure(Code.INVALID, str(error))
                 return BucketChanged()
 
+    def key_too_big(self, key: bytes, bucket: str) -> Failure:
+        most = self.bucket_props(bucket).key_bytes_max
+        text = f"key of {len(key)} bytes exceeds the limit of {most} bytes (bucket property key_bytes_max)"
+        return Failure(Code.TOOBIG, text)
+
     def read(self, bucket: str, key: bytes) -> versions.Record:
         raw = self.store.get(Space.RECORDS, record_key(bucket, key))
         return versions.EMPTY if raw is None else versions.decode(raw)
 
     def write(self, put: PutRequest) -> Result:
         props = self.bucket_props(put.bucket)
+        if len(put.key) > props.key_bytes_max:
+            return self.key_too_big(put.key, put.bucket)
         if put.value is not None and len(put.value) > props.value_bytes_max:
             text = f"value of {len(put.value)} bytes exceeds the limit of {props.value_bytes_max} bytes"
             return Failure(Code.TOOBIG, f"{text} (bucket property value_bytes_max)")

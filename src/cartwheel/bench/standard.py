@@ -217,7 +217,7 @@ def _file_system(folder: Path) -> str:
 @click.option("--quick", is_flag=True, help="One short round: to see that it works, not to quote.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3, show_default=True)
 @click.option(
-    "--port", type=click.IntRange(1, 65000), default=17700, show_default=True, help="The first node's Redis door."
+    "--port", type=click.IntRange(1, 65000), default=27700, show_default=True, help="The first node's Redis door."
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("bench-results"), show_default=True,
               help="Folder for the report; the servers' data lie there while it runs.")  # fmt: skip

@@ -61,6 +61,7 @@ PROBE_TIMEOUT_S = 1.0
 PROBE_INTERVAL_S = 0.05
 IDLE_S = 0.25
 """How often the supervisor looks whether a node has died."""
+PROC = Path("/proc")
 OWN_FILES = {"dev.json", "dev.json.tmp", "dev.lock", "dev.sock", "secret"}
 ORDER_BYTES_MAX = 4096
 LOG_TAIL_BYTES = 2000
@@ -289,15 +290,31 @@ def log_tail(file: Path, lines: int = 5) -> str:
 
 
 def command_line(pid: int) -> str:
-    """The command line of a process; "" if there is none of that id."""
-    shown = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return shown.stdout.strip()
+    """The command line of a process; "" if there is none of that id, or it is a zombie."""
+    if (PROC / "self").exists():  # slim containers have no ps, other systems no /proc
+        return _read_text(PROC / str(pid) / "cmdline").replace("\0", " ").strip()
+    return _ps("command=", pid)
 
 
 def rss_bytes(pid: int) -> int | None:
     """The memory of a process that is in RAM now; None if it is gone."""
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return int(shown.stdout) * 1024 if shown.stdout.strip().isdigit() else None
+    if (PROC / "self").exists():
+        fields = _read_text(PROC / str(pid) / "statm").split()
+        return int(fields[1]) * os.sysconf("SC_PAGESIZE") if fields else None
+    shown = _ps("rss=", pid)
+    return int(shown) * 1024 if shown.isdigit() else None
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _ps(column: str, pid: int) -> str:
+    shown = subprocess.run(["ps", "-ww", "-o", column, "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip()
 
 
 # --- the supervisor ---

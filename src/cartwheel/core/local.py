@@ -17,6 +17,7 @@ from cartwheel.core import versions
 from cartwheel.core.clock import HybridClock
 from cartwheel.core.config import DURABILITY, BucketProps, Config
 from cartwheel.core.errors import CorruptData
+from cartwheel.core.hot import Entry, HotRecords
 from cartwheel.core.messages import Effect, Message, Reply, Result, Send
 from cartwheel.core.quorum import effective
 from cartwheel.core.ring import Ring
@@ -59,6 +60,7 @@ class Local:
         self.counters: dict[str, int] = {}
         self.stint = stint
         self.actor: Actor = make_actor(self.node, stint)
+        self.hot = HotRecords()
         self._corrupt: set[bytes] = set()  # records found corrupt and not rewritten since
         self._mark_staged = 0
         self._last_at_mark = -1
@@ -186,20 +188,25 @@ class Local:
 
     # --- records ---
 
-    def read_sealed(self, record_key: bytes) -> bytes | None:
-        """The sealed record as stored, its checksum verified.
+    def read_entry(self, record_key: bytes) -> Entry | None:
+        """The record, sealed and decoded, its checksum verified; None if there is none.
 
         Raises:
             CorruptData: the checksum fails. The node has become a new stint.
         """
+        entry = self.hot.get(record_key)
+        if entry is not None:
+            return entry
         try:
             sealed = self.store.get(Space.RECORDS, record_key)
-            if sealed is not None:
-                unseal(record_key, sealed)
+            if sealed is None:
+                return None
+            record = versions.decode(unseal(record_key, sealed))
         except CorruptData:
             self._forget(record_key)
             raise
-        return sealed
+        self.hot.put(record_key, sealed, record)
+        return sealed, record
 
     def _forget(self, record_key: bytes) -> None:
         """This record is corrupt. One new stint is enough until it is rewritten: none of ours minted a dot on it since."""
@@ -214,10 +221,10 @@ class Local:
     def read_record(self, record_key: bytes) -> Record:
         """The record, or the empty one. A corrupt one counts as forgotten: empty, after a new stint."""
         try:
-            sealed = self.read_sealed(record_key)
+            entry = self.read_entry(record_key)
         except CorruptData:
             return versions.EMPTY
-        return versions.EMPTY if sealed is None else versions.decode(memoryview(sealed)[8:])
+        return versions.EMPTY if entry is None else entry[1]
 
     def write_record(self, record_key: bytes, old: Record, new: Record, durability: Durability) -> bytes:
         """Stage ``new`` over ``old`` and return it sealed."""
@@ -228,6 +235,7 @@ class Local:
     def write_sealed(self, record_key: bytes, old: Record, new: Record, sealed: bytes, durability: Durability) -> None:
         """Stage ``new``, already sealed, over ``old``."""
         self.store.stage(Space.RECORDS, record_key, sealed, durability)
+        self.hot.put(record_key, sealed, new)
         if self._corrupt:
             self._corrupt.discard(record_key)
         self.on_write(record_key, old, new)

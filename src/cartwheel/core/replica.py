@@ -55,10 +55,11 @@ class Replica:
         local = self._local
         record_key = message.record_key
         try:
-            sealed = local.read_sealed(record_key)
+            entry = local.read_entry(record_key)
         except CorruptData:
             local.send(src, ReplicaRefused(message.id, "its copy fails the checksum"))
             return
+        sealed = None if entry is None else entry[0]
         local.send(src, ReplicaValue(message.id, sealed), local.store.pending(Space.RECORDS, record_key))
 
     def handle_repair(self, src: NodeId, message: ReplicaRepair) -> None:

@@ -38,7 +38,7 @@ class Reading:
     """
 
     __slots__ = (
-        "agreed", "answers", "at", "bucket", "corrupt", "done", "everyone", "fastest", "first", "gets", "hold", "id",
+        "agreed", "answers", "at", "bucket", "corrupt", "done", "everyone", "fastest", "first", "gets", "hold", "id", "own",
         "replied", "tally",
     )  # fmt: skip
 
@@ -52,6 +52,7 @@ class Reading:
         self.everyone = everyone  # reply once every replica has answered (explain), not at R
         self.answers: dict[NodeId, bytes | None] = {}
         self.first: bytes | None = None
+        self.own: Record | None = None  # our own answer, decoded
         self.fastest: NodeId = ""
         self.agreed = True
         self.corrupt: list[NodeId] = []  # these hold a copy that fails its checksum
@@ -130,13 +131,17 @@ class Gets:
     def _read_own(self, reading: Reading) -> None:
         local = self.local
         try:
-            sealed = local.read_sealed(reading.at)
+            entry = local.read_entry(reading.at)
         except CorruptData:
             reading.tally.fail(local.node, "its copy fails the checksum")
             reading.corrupt.append(local.node)
             return
         reading.hold = local.store.pending(Space.RECORDS, reading.at)
-        reading.note(local.node, sealed)
+        if entry is None:
+            reading.note(local.node, None)
+        else:
+            reading.note(local.node, entry[0])
+            reading.own = entry[1]
 
     def handle_value(self, src: NodeId, message: ReplicaValue) -> None:
         """A replica's answer."""
@@ -182,7 +187,7 @@ class Gets:
     def _merged(self, reading: Reading) -> Record:
         """What the answers amount to."""
         if reading.agreed:
-            return self.local.settle(reading.at, opened(reading.first))
+            return self.local.settle(reading.at, reading.own or opened(reading.first))
         merged = versions.EMPTY
         for sealed in dict.fromkeys(reading.answers.values()):
             merged = versions.merge(merged, opened(sealed))

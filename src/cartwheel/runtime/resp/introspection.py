@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 # --- COMMAND ---------------------------------------------------------------------------------------------------------
 
 
-def _simples(names: tuple[str, ...], resp3: bool) -> bytes:
-    return reply.as_set([reply.simple(name) for name in names], resp3)
+def _words(names: tuple[str, ...]) -> frozenset[reply.Word]:
+    return frozenset(map(reply.Word, names))
 
 
 def _info_of(each: Command, resp3: bool) -> bytes:
@@ -40,36 +40,17 @@ def _info_of(each: Command, resp3: bool) -> bytes:
     keys = each.keys
     specs = []
     if keys.first:
-        access = ("OW", "update") if each.write else ("RO", "access")
-        spec = {
-            "flags": [],
-            "begin_search": {"type": "index", "spec": {"index": keys.first}},
-            "find_keys": {
-                "type": "range",
-                "spec": {
-                    "lastkey": keys.last - keys.first if keys.last > 0 else keys.last,
-                    "keystep": keys.step,
-                    "limit": 0,
-                },
-            },
-        }
-        pairs = [(reply.bulk(name), reply.plain(value, resp3)) for name, value in spec.items()]
-        pairs[0] = (reply.bulk("flags"), _simples(access, resp3))
-        specs.append(reply.mapping(pairs, resp3))
-    return reply.array(
-        [
-            reply.bulk(each.name.lower()),
-            reply.integer(each.arity),
-            _simples(each.flags, resp3),
-            reply.integer(keys.first),
-            reply.integer(keys.last),
-            reply.integer(keys.step),
-            _simples((f"@{each.group}",), resp3),
-            reply.array([]),
-            reply.array(specs),
-            reply.array([_info_of(sub, resp3) for sub in each.subcommands.values()]),
-        ]
-    )
+        last = keys.last - keys.first if keys.last > 0 else keys.last
+        specs.append(
+            {
+                "flags": _words(("OW", "update") if each.write else ("RO", "access")),
+                "begin_search": {"type": "index", "spec": {"index": keys.first}},
+                "find_keys": {"type": "range", "spec": {"lastkey": last, "keystep": keys.step, "limit": 0}},
+            }
+        )
+    facts = (each.name.lower(), each.arity, _words(each.flags), *keys, _words((f"@{each.group}",)), (), specs)
+    subcommands = [_info_of(sub, resp3) for sub in each.subcommands.values()]
+    return reply.array([*(reply.plain(fact, resp3) for fact in facts), reply.array(subcommands)])
 
 
 def _working() -> list[Command]:
@@ -134,7 +115,7 @@ def _argument_doc(argument: Argument, in_key_spec: bool) -> dict[str, Any]:
         doc["key_spec_index"] = 0
     if argument.token:
         doc["token"] = argument.token
-    flags = [name for name in ("optional", "multiple") if getattr(argument, name)]
+    flags = frozenset(reply.Word(name) for name in ("optional", "multiple") if getattr(argument, name))
     if flags:
         doc["flags"] = flags
     if argument.parts:

@@ -103,11 +103,14 @@ def verbatim(text: str, resp3: bool) -> bytes:
     return b"=%d\r\ntxt:%b\r\n" % (len(raw) + 4, raw) if resp3 else bulk(raw)
 
 
-Plain = "None | bool | int | float | str | bytes | Sequence[Plain] | dict[str, Plain]"
+class Word(str):
+    """A word of the protocol's own, such as a flag: a status reply, not a string. Clients tell them apart."""
+
+    __slots__ = ()
 
 
 def plain(value: object, resp3: bool) -> bytes:
-    """Encode a tree of Python values: maps become maps, floats strings in version 2, None the null."""
+    """Encode a tree of Python values: maps and sets become such, floats strings in version 2, None the null."""
     if value is None:
         return nil(resp3)
     if isinstance(value, bool):
@@ -116,8 +119,12 @@ def plain(value: object, resp3: bool) -> bytes:
         return integer(value)
     if isinstance(value, float):
         return b",%b\r\n" % repr(value).encode() if resp3 else bulk(repr(value))
+    if isinstance(value, Word):
+        return simple(value)
     if isinstance(value, bytes | str):
         return bulk(value)
+    if isinstance(value, frozenset):
+        return as_set([plain(each, resp3) for each in sorted(value)], resp3)
     if isinstance(value, dict):
         return mapping([(bulk(str(name)), plain(each, resp3)) for name, each in value.items()], resp3)
     assert isinstance(value, list | tuple), f"no reply is made of {type(value).__name__}"

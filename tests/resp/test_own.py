@@ -1,0 +1,165 @@
+"""CW.*: contexts, siblings, buckets, and the cluster's state."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.resp.door import Bare
+
+
+def test_the_shopping_cart(bare, key):
+    """Two writes of the same context make siblings; one that has seen both makes them one."""
+    context, values = bare.ask("CW.GET", key)
+    assert values == []
+    bare.ask("CW.PUT", key, "milk", "CONTEXT", context)
+    bare.ask("CW.PUT", key, "bread", "CONTEXT", context)
+    context, values = bare.ask("CW.GET", key)
+    assert sorted(values) == [b"bread", b"milk"]
+    bare.ask("CW.PUT", key, "bread,milk", "CONTEXT", context)
+    assert bare.ask("CW.GET", key)[1] == [b"bread,milk"]
+
+
+def test_a_put_returns_the_context_for_the_next(bare, key):
+    """A chain of puts by one client leaves one value."""
+    context = bare.ask("CW.PUT", key, "1")
+    context = bare.ask("CW.PUT", key, "2", "CONTEXT", context)
+    bare.ask("CW.PUT", key, "3", "CONTEXT", context)
+    assert bare.ask("CW.GET", key)[1] == [b"3"]
+
+
+def test_the_context_after_a_put_covers_no_sibling_unseen(bare, key):
+    """What another wrote meanwhile stays."""
+    bare.ask("CW.PUT", key, "other")
+    context = bare.ask("CW.PUT", key, "mine")
+    bare.ask("CW.PUT", key, "mine again", "CONTEXT", context)
+    assert sorted(bare.ask("CW.GET", key)[1]) == [b"mine again", b"other"]
+
+
+def test_without_a_context_a_put_supersedes_nothing(bare, key):
+    """Unlike SET."""
+    bare.ask("SET", key, "1")
+    bare.ask("CW.PUT", key, "2")
+    assert sorted(bare.ask("CW.GET", key)[1]) == [b"1", b"2"]
+    bare.ask("SET", key, "3")
+    assert bare.ask("CW.GET", key)[1] == [b"3"]
+
+
+def test_delete(bare, key):
+    """With a context only what it covers; without, what is read; and the context afterwards serves to write again."""
+    bare.ask("CW.PUT", key, "1")
+    old, _ = bare.ask("CW.GET", key)
+    bare.ask("CW.PUT", key, "2")
+    bare.ask("CW.DEL", key, "CONTEXT", old)
+    assert bare.ask("CW.GET", key)[1] == [b"2"]
+    context = bare.ask("CW.DEL", key)
+    assert bare.ask("CW.GET", key)[1] == []
+    assert bare.ask("GET", key) is None
+    bare.ask("CW.PUT", key, "3", "CONTEXT", context)
+    assert bare.ask("CW.GET", key)[1] == [b"3"]
+
+
+def test_a_plain_get_shows_the_newest_and_counts(bare, door, key):
+    """Or says that there are several, where the bucket wants it."""
+    bare.ask("CW.PUT", key, "1")
+    bare.ask("CW.PUT", key, "2")
+    before = door.server.siblings_hidden
+    assert bare.ask("GET", key) == b"2"
+    assert door.server.siblings_hidden == before + 1
+    bucket = f"b{abs(hash(key)) % 10**9}"
+    assert bare.ask("CW.BUCKET", "SET", bucket, "resp_siblings", "error") == b"OK"
+    assert bare.ask("SELECT", bucket) == b"OK"
+    bare.ask("CW.PUT", key, "1")
+    bare.ask("CW.PUT", key, "2")
+    expected = "SIBLINGS key has 2 concurrent values, read them with CW.GET"
+    assert bare.error("GET", key) == expected
+    assert bare.error("APPEND", key, "x") == expected
+    assert bare.ask("EXISTS", key) == 1
+    assert bare.ask("DEL", key) == 1
+    assert bare.ask("GET", key) is None
+
+
+def test_a_request_id_makes_a_retry_harmless(bare, key):
+    """The same write twice is one value."""
+    for _ in range(2):
+        bare.ask("CW.PUT", key, "1", "ID", "request-1")
+    assert bare.ask("CW.GET", key)[1] == [b"1"]
+
+
+def test_expiry(bare, key):
+    """EX gives a value its end."""
+    bare.ask("CW.PUT", key, "1", "EX", "100")
+    assert 90 < bare.ask("TTL", key) <= 100
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("CW.GET", "k", "R", "0"), "ERR R=0 must lie between 1 and n="),
+        (("CW.GET", "k", "R", "16"), "ERR R=16 must lie between 1 and n="),
+        (("CW.GET", "k", "R", "x"), "ERR value is not an integer"),
+        (("CW.PUT", "k", "v", "W", "16"), "ERR W=16 must lie between 1 and n="),
+        (("CW.PUT", "k", "v", "CONTEXT", "abc"), "BADCONTEXT the context is damaged"),
+        (("CW.PUT", "k", "v", "CONTEXT", "\xff"), "BADCONTEXT the context is damaged"),
+        (("CW.PUT", "k", "v", "CONTEXT"), "ERR syntax error: CONTEXT needs a value"),
+        (("CW.PUT", "k", "v", "FOO", "1"), "ERR syntax error: unexpected 'FOO', CW.PUT knows CONTEXT W EX ID BUCKET"),
+        (("CW.PUT", "k", "v", "EX", "0"), "ERR invalid expire time"),
+        (("CW.PUT", "k", "v", "ID", "x" * 65), "ERR ID of 65 bytes is longer than 64"),
+        (("CW.PUT", "k"), "ERR wrong number of arguments for 'cw.put' command"),
+        (("CW.DEL", "k", "R", "1"), "ERR syntax error: unexpected 'R'"),
+        (("CW.BUCKET", "SET", "b", "foo", "1"), "ERR"),
+        (("CW.BUCKET", "SET", "b", "n", "99"), "ERR"),
+        (("CW.BUCKET", "SET", "b", "n"), "ERR wrong number of arguments for 'cw.bucket|set' command"),
+        (("CW.BUCKET", "SET", "a b", "n", "1"), "ERR invalid DB index"),
+        (("CW.BUCKET", "FOO"), "ERR unknown subcommand 'FOO'. Try CW.BUCKET HELP."),
+        (("CW.GET", "k", "BUCKET", "99"), "ERR DB index is out of range"),
+        (("CW.STATUS", "FOO"), "ERR syntax error"),
+    ],
+)
+def test_errors(bare, args, error):
+    """Each says what is wrong."""
+    assert bare.error(*args).startswith(error)
+
+
+def test_a_context_serves_only_its_own_key(bare, key):
+    """It would supersede what its holder never read."""
+    context = bare.ask("CW.PUT", key, "1")
+    assert bare.error("CW.PUT", key + "2", "1", "CONTEXT", context).startswith("BADCONTEXT")
+    assert bare.error("CW.PUT", key, "1", "CONTEXT", context, "BUCKET", "1").startswith("BADCONTEXT")
+
+
+def test_explain(bare, key):
+    """Readable as nested names and values, as a map, and as JSON."""
+    bare.ask("CW.PUT", key, "1")
+    flat = bare.ask("CW.EXPLAIN", key)
+    told = json.loads(bare.ask("CW.EXPLAIN", key, "JSON"))
+    assert flat[::2] == [name.encode() for name in told]
+    assert told["replicas"]["n1"] == told["merged"]
+    assert told["merged"]["versions"][0]["bytes"] == 1
+    assert len(told["position"]) == 32
+    bare.ask("HELLO", "3")
+    assert bare.ask("CW.EXPLAIN", key)[b"partition"] == told["partition"]
+
+
+def test_status_and_ring(bare):
+    """The node tells its name, members and partitions."""
+    status = json.loads(bare.ask("CW.STATUS", "JSON"))
+    assert status["node"] == "n1"
+    ring = json.loads(bare.ask("CW.RING", "JSON"))
+    assert ring["members"]["n1"]["partitions"] == status["q"]
+    assert b"members" in bare.ask("CW.RING")
+    assert b"n1" in bare.ask("CW.STATUS")
+
+
+def test_buckets(bare, door, key):
+    """Properties are set by name and seen in the bucket."""
+    bucket = f"c{abs(hash(key)) % 10**9}"
+    assert bare.ask("CW.BUCKET", "SET", bucket, "value_bytes_max", "10", "siblings_max", "7") == b"OK"
+    assert json.loads(bare.ask("CW.BUCKET", "GET", bucket, "JSON"))["value_bytes_max"] == 10
+    assert b"siblings_max" in bare.ask("CW.BUCKET", "GET", bucket)
+    assert bucket.encode() in bare.ask("CW.BUCKET", "LIST")
+    assert bare.error("CW.PUT", key, "x" * 11, "BUCKET", bucket).startswith("TOOBIG value of 11 bytes exceeds")
+    with Bare(door.port) as other:
+        other.ask("SELECT", bucket)
+        assert other.error("SET", key, "x" * 11).startswith("TOOBIG value of 11 bytes exceeds the limit of 10 bytes")
