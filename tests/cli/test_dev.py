@@ -223,8 +223,9 @@ def test_a_paused_node_freezes_and_goes_on(dev):
 
 
 def test_a_stopped_node_ends_cleanly(dev):
-    """Exit code 0; and its data are there when it starts again."""
+    """Also a paused one: exit code 0, and its data are there when it starts again."""
     dev.at(1, "put", "kept", "x")
+    assert dev.lever("pause", "1").returncode == 0
     assert dev.lever("stop", "1").returncode == 0
     assert (dev.status()["n1"]["state"], dev.status()["n1"]["exit_code"]) == ("stopped", 0)
     assert dev.lever("start", "1").returncode == 0
@@ -324,6 +325,20 @@ def test_data_outlive_a_run_until_fresh(tmp_path, start_dev):
     assert third.at(1, "get", "k").returncode == 1
     assert third.at(1, "put", "k", "w").returncode == 0
     assert third.end(signal.SIGHUP) == 0
+
+
+def test_ctrl_c_while_the_nodes_start(tmp_path, start_dev):
+    """It ends like any other time."""
+    running = start_dev(tmp_path / "dev")
+
+    def started():
+        file = running.directory / "dev.json"
+        return [node["pid"] for node in json.loads(file.read_text())["nodes"] if node["pid"]] if file.exists() else []
+
+    pids = wait_until(started, "the first node is there")
+    assert running.end() == 0
+    assert not running.said("ready")
+    assert not any(map(alive, pids))
 
 
 @pytest.mark.parametrize("options", [[], ["--fresh"]])

@@ -107,6 +107,23 @@ def test_needs_mark_counts_from_the_clock_where_it_is_ahead_of_the_wall():
     assert clock.needs_mark(WALL) == reading(WALL + 300 + LEASE)
 
 
+@pytest.mark.parametrize(
+    ("mark_ahead_ms", "wait"),
+    [
+        (-1000, 0),
+        (0, 0),
+        (SKEW // 2, 0),  # peers take that
+        (SKEW // 2 + 1, 1),
+        (SKEW // 2 + LEASE, LEASE),
+        (SKEW // 2 + LEASE + 1, LEASE),  # the wall clock went back: waiting longer would not help
+        (864_000_000, LEASE),
+    ],
+)
+def test_how_long_to_wait_before_the_first_tick(mark_ahead_ms, wait):
+    """Each row: with the mark of an earlier life so far ahead of the wall, so long, lest peers refuse our readings."""
+    assert make_clock(mark=reading(WALL + mark_ahead_ms)).wait_ms(WALL) == wait
+
+
 def test_the_mark_never_goes_back():
     """An older mark becoming durable late changes nothing."""
     clock = make_clock()

@@ -15,6 +15,8 @@ def test_defaults():
     props = BucketProps().check()
     assert (props.n, props.r, props.w, props.pr, props.pw) == (3, 2, 2, 0, 0)
     assert (props.durability, props.reconcile, props.resp_siblings) == ("sync", "siblings", "newest")
+    assert (props.value_bytes_max, props.key_bytes_max) == (1 << 20, 1 << 16)
+    assert (props.siblings_warn, props.siblings_max) == (25, 100)
     assert DURABILITY == {"sync": Durability.SYNC, "os": Durability.OS, "memory": Durability.MEMORY}
     assert Durability.MEMORY < Durability.OS < Durability.SYNC
 
@@ -30,6 +32,19 @@ def test_texts_become_properties():
     assert {name: str(value) for name, value in msgspec.structs.asdict(props).items()} == texts
     assert bucket_props({"r": "2"}, props) == msgspec.structs.replace(props, r=2)
     assert bucket_props({}) == BucketProps()
+
+
+def test_ranges_are_inclusive():
+    """The least and the most of every property."""
+    least = {"n": 1, "r": 1, "w": 1, "pr": 0, "pw": 0}
+    least |= {"value_bytes_max": 1, "key_bytes_max": 1, "siblings_warn": 1, "siblings_max": 1}
+    most = dict.fromkeys(["n", "r", "w", "pr", "pw"], 15)
+    most |= {"value_bytes_max": 67108864, "key_bytes_max": 65536, "siblings_warn": 10_000, "siblings_max": 10_000}
+    for values in (least, most):
+        assert bucket_props({name: str(value) for name, value in values.items()}) == BucketProps(**values)
+    for name in ("value_bytes_max", "key_bytes_max", "siblings_warn", "siblings_max"):
+        with pytest.raises(ConfigError, match=name):
+            bucket_props({name: str(most[name] + 1)})
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ from tests.core.wire import WALL_MS, Wire
 from cartwheel.core import versions
 from cartwheel.core.clock import reading
 from cartwheel.core.errors import Code
+from cartwheel.core.local import META_MARK
 from cartwheel.core.messages import (
     ClientExplain,
+    ClientGet,
+    ClientPut,
     Explained,
     Failure,
     Forward,
@@ -29,9 +32,10 @@ from cartwheel.core.messages import (
     ReplicaValue,
     ReplicaWrite,
     ReplicaWrote,
+    Send,
     Stored,
 )
-from cartwheel.core.storage import record_key, seal
+from cartwheel.core.storage import Space, record_key, seal
 from cartwheel.core.types import Durability
 from cartwheel.core.versions import EMPTY, Record, Version
 
@@ -167,6 +171,21 @@ def test_a_dot_above_the_clocks_mark_waits_for_a_higher_mark(wire):
     wire.release("a")
     assert isinstance(wire.replies[wire.client], Stored)
     assert sent(wire, ReplicaWrite) == [("a", "b"), ("a", "c")]
+
+
+def test_a_mark_under_way_is_not_durable_yet(wire):
+    """A tick before its commit changes nothing: the next dot waits as well."""
+    wire.set_bucket("a", "m", durability="memory", w=1)
+    wire.wall_ms += 60_000
+    wire.held = {"a"}
+    wire.sent.clear()
+    wire.put("a", KEY, b"x", bucket="m")
+    wire.advance(0)
+    assert wire.put("a", KEY, b"y", bucket="m") is None
+    assert not sent(wire, ReplicaWrite)
+    wire.release("a")
+    assert len(sent(wire, ReplicaWrite)) == 4
+    assert isinstance(wire.put("a", KEY, b"z", bucket="m"), Stored)
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -308,6 +327,20 @@ def test_limits_are_inclusive(wire):
     wire.set_bucket("a", "0", value_bytes_max=10, key_bytes_max=6)
     assert isinstance(wire.put("a", KEY, b"x" * 10), Stored)
     assert isinstance(wire.put("a", KEY, None), Stored)
+
+
+@pytest.mark.parametrize("expires_at_ms", [-1, 1 << 63, 1 << 64, 1 << 200])
+def test_an_expiry_that_no_record_can_hold_is_rejected(wire, expires_at_ms):
+    """It stops no node."""
+    failure = wire.put("a", KEY, b"x", expires_at_ms=expires_at_ms)
+    assert failure == Failure(Code.INVALID, "the time of expiry is out of range", False)
+
+
+def test_a_request_id_has_a_limit(wire):
+    """It is kept with its version, and remembered."""
+    assert isinstance(wire.put("a", KEY, b"x", request_id=b"q" * 128), Stored)
+    failure = wire.put("a", KEY, b"y", request_id=b"q" * 129)
+    assert failure == Failure(Code.TOOBIG, "a request id has at most 128 bytes", False)
 
 
 @pytest.mark.parametrize("kind", ["get", "explain"])
@@ -473,6 +506,15 @@ def test_a_forwarded_put_is_never_forwarded_again(five):
     text = f"{outsider} is not in the preference list: rings differ, try again"
     assert [m.result for _, _, m in five.sent if isinstance(m, Forwarded)] == [Failure(Code.NOQUORUM, text, False)]
     assert not sent(five, Forward)
+
+
+def test_an_owners_refusal_of_a_forwarded_put_is_relayed_as_unknown(five):
+    """The network may repeat a Forward, and the owner take the second: only a refusal of our own is certain."""
+    (first, _, _), (outsider, _) = owners_of(five)
+    five.set_bucket(first, "0", siblings_max=1)
+    five.put(outsider, KEY, b"x")
+    failure = five.put(outsider, KEY, b"y", context={})
+    assert (failure.code, failure.unknown) == (Code.TOOMANYSIBLINGS, True)
 
 
 def test_any_node_coordinates_a_get(five):
@@ -822,6 +864,19 @@ def test_a_second_answer_of_a_replica_does_not_count(wire):
     at = record_key("0", KEY)
     other = seal(at, versions.encode(versions.put(EMPTY, {}, ("b/x", 1), b"other")))
     wire.inject("b", "a", ReplicaValue(read, other))
+    assert wire.replies.get(wire.client) is None
+    wire.inject("c", "a", ReplicaValue(read, wire.sealed("c", KEY)))
+    assert values_of(wire.replies[wire.client]) == [b"x"]
+
+
+def test_an_answer_after_its_nodes_failure_does_not_count(wire):
+    """A node counts once, as it was counted first; the others are waited for."""
+    wire.put("a", KEY, b"x")
+    wire.cut = {("b", "a"), ("c", "a")}
+    wire.get("a", KEY)
+    (read,) = {m.id for _, _, m in wire.sent if isinstance(m, ReplicaRead)}
+    wire.handle("a", PeerDown("b", "reset"))
+    wire.inject("b", "a", ReplicaValue(read, wire.sealed("b", KEY)))
     assert wire.replies.get(wire.client) is None
     wire.inject("c", "a", ReplicaValue(read, wire.sealed("c", KEY)))
     assert values_of(wire.replies[wire.client]) == [b"x"]
@@ -1185,6 +1240,27 @@ def test_stints_and_counters_across_restarts(wire):
     assert counters == sorted(set(counters))
 
 
+def test_the_clocks_mark_is_renewed_while_there_are_writes(wire):
+    """At half of its lease, so that no write waits for it; an idle node's disk stands still."""
+
+    def mark() -> int:
+        return int.from_bytes(wire.engines["a"].get(Space.META, META_MARK))
+
+    marks = [mark()]
+    for i in range(40):
+        wire.put("a", b"%d" % i, b"x")
+        wire.advance(0.05)
+        assert mark() > max(wire.record("a", b"%d" % i).clock.values())
+        if mark() != marks[-1]:
+            marks.append(mark())
+    assert 3 <= len(marks) <= 6  # two seconds at a lease of one
+    wire.advance(0.05)
+    last = mark()
+    for _ in range(100):
+        wire.advance(0.05)
+    assert mark() == last
+
+
 def test_after_a_crash_the_clock_starts_above_every_dot_made_known():
     """The mark on the disk is above them, even where the group with the last dot was lost."""
     wire = Wire(["a"], clock_lease_ms=100)
@@ -1257,3 +1333,52 @@ def test_a_node_never_reaches_itself(wire):
     """A transport that says so has connected the wrong ends."""
     with pytest.raises(AssertionError, match="reached itself"):
         wire.handle("a", PeerUp("a"))
+
+
+# --- hot keys -------------------------------------------------------------------------------------------------------
+
+
+def simultaneous(node, *events, now_s=100.0):
+    """Give a node events at one moment, and return all effects."""
+    return [effect for event in events for effect in node.handle(now_s, WALL_MS, event)]
+
+
+def reads_asked(effects):
+    """The questions to replicas among these effects."""
+    return [effect for effect in effects if isinstance(effect, Send) and isinstance(effect.message, ReplicaRead)]
+
+
+def test_gets_of_one_key_at_one_moment_share_one_reading(wire):
+    """Ten clients that ask for one key at once cost each replica one question, and all ten are answered."""
+    wire.put("a", b"k", b"v")
+    node = wire.nodes["a"]
+    effects = simultaneous(node, *[ClientGet(f"c{i}", "0", b"k") for i in range(10)])
+    assert sorted(effect.dst for effect in reads_asked(effects)) == ["b", "c"]
+    wire._perform("a", effects)
+    wire.run()
+    assert [wire.replies[f"c{i}"].record.versions[0].value for i in range(10)] == [b"v"] * 10
+
+
+@pytest.mark.parametrize(
+    "between",
+    [ClientPut("w", PutRequest("0", b"other", b"1")), ClientPut("w", PutRequest("0", b"k", b"new"))],
+    ids=["another key", "the same key"],
+)
+def test_a_get_after_a_write_at_the_same_moment_reads_for_itself(wire, between):
+    """A reading that began before a write is not joined after it: it could miss the write."""
+    wire.put("a", b"k", b"v")
+    effects = simultaneous(wire.nodes["a"], ClientGet("a", "0", b"k"), between, ClientGet("b", "0", b"k"))
+    assert len(reads_asked(effects)) == 4
+
+
+def test_a_get_at_a_later_moment_or_of_another_key_or_bucket_reads_for_itself(wire):
+    """Only the same key at the same moment is shared, and only without an R or timeout of its own."""
+    node = wire.nodes["a"]
+    gets = [
+        ClientGet("a", "0", b"k"),
+        ClientGet("b", "0", b"l"),
+        ClientGet("c", "1", b"k"),
+        ClientGet("d", "0", b"k", r=1),
+    ]
+    assert len(reads_asked(simultaneous(node, *gets))) == 8
+    assert len(reads_asked(simultaneous(node, ClientGet("e", "0", b"k"), now_s=100.1))) == 2

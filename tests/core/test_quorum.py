@@ -128,6 +128,7 @@ def test_against_counting(asked, needed, primaries_needed, answers):
     [
         (2, 3, 3, 2),
         (3, 3, 5, 3),
+        (3, 3, 3, 3),  # as many members as n: nothing is capped
         (2, 3, 1, 1),  # a lone node answers for itself
         (2, 3, 2, 2),
         (1, 3, 2, 1),  # capped, never raised

@@ -164,6 +164,7 @@ class Wire:
     def _step(self, name: NodeId, event: Event) -> None:
         if name not in self.nodes:
             return  # it crashed while a message to itself was under way
+        self.now_s += 1e-9  # events are never simultaneous here: each one's messages leave before the next
         effects = self.nodes[name].handle(self.now_s, self.wall(name), event)
         self.nodes[name].check()
         now = [e for e in effects if not getattr(e, "hold", Durability.MEMORY)]
@@ -234,7 +235,7 @@ class Wire:
         sealed[-1] ^= 1
         self.engines[name].apply([{record_key(bucket, key): bytes(sealed)}, {}, {}], sync=True)
         self.nodes[name].local.hot.clear()  # damage on the disk shows when it is read from there
-        self.nodes[name].local.hot.clear()  # it has not been read for a while
+
     def copy_disk(self, name: NodeId) -> MemoryEngine:
         """A backup of this node's disk."""
         copy = MemoryEngine()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.resp.door import Bare, DoorThread, NodeThread, running_door, running_redis
 
 

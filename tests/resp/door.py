@@ -17,14 +17,14 @@ from typing import Any
 
 import hiredis
 import pytest
+from tests.resp.local import LocalGateway
 
+from cartwheel.runtime.datadir import open_datadir
 from cartwheel.runtime.resp.gateway import DoorSettings
 from cartwheel.runtime.resp.protocol import Connection
-from cartwheel.runtime.datadir import open_datadir
 from cartwheel.runtime.resp.server import RespServer
 from cartwheel.runtime.server import Server
 from cartwheel.runtime.settings import MemberSpec, ServerSettings, new_secret
-from tests.resp.local import LocalGateway
 
 DEADLINE_S = 20.0
 """Far above what anything here takes on a busy machine: it ends a test that would hang."""

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 import redis
 import redis.asyncio
-
 from tests.resp.door import DEADLINE_S
 
 
@@ -186,6 +185,6 @@ def test_asyncio_client(door, key, protocol):
             await client.set(key, "1")
             assert await asyncio.gather(*(client.get(key) for _ in range(50))) == [b"1"] * 50
             async with client.pipeline() as pipe:
-                assert await pipe.set(key, "2").get(key).execute() == [True, b"2"]
+                assert await pipe.set(key, "2").get(key).execute() == [True, b"2"]  # type: ignore[attr-defined]  # redis's types
 
     asyncio.run(story())

@@ -10,7 +10,6 @@ import hiredis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tests.resp.door import Bare
 
 KEYS = st.sampled_from(["a", "b", "c", ""])
@@ -100,14 +99,16 @@ def in_batch(args: tuple[str, ...], batch: list[tuple[str, ...]], found: Any) ->
     """Replies of EXEC are normalised like those of its commands."""
     if args[0] != "EXEC" or not isinstance(found, list):
         return found
-    shown = []
+    shown: list[Any] = []
     for one, reply in zip(batch, found, strict=True):
         if isinstance(reply, hiredis.ReplyError):
             shown.append(f"error {reply}")
         elif one[0] in DURATIONS and reply > 0:
             shown.append("time")
         else:
-            shown.append(sorted(reply) if one[0] == "KEYS" else "" if one[0] in {"HELLO", "OBJECT", "DBSIZE"} else reply)
+            shown.append(
+                sorted(reply) if one[0] == "KEYS" else "" if one[0] in {"HELLO", "OBJECT", "DBSIZE"} else reply
+            )
     return shown
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.resp.door import encode, replies_in, wired
+from tests.resp.local import LocalGateway
 
 from cartwheel.runtime.resp.gateway import DoorSettings
 from cartwheel.runtime.resp.registry import commands
-from tests.resp.door import encode, replies_in, wired
-from tests.resp.local import LocalGateway
 
 NAMES = [
     name
@@ -18,7 +18,22 @@ NAMES = [
 ]
 WORDS = [
     *("a", "b", "", "0", "1", "-1", "16", "99999999999999999999", "abc", "1.5", "NX", "XX", "GET", "EX", "PX", "EXAT"),
-    *("KEEPTTL", "PERSIST", "MATCH", "COUNT", "TYPE", "string", "*", "[", "REPLACE", "DB", "R", "W", "BUCKET", "CONTEXT"),
+    *(
+        "KEEPTTL",
+        "PERSIST",
+        "MATCH",
+        "COUNT",
+        "TYPE",
+        "string",
+        "*",
+        "[",
+        "REPLACE",
+        "DB",
+        "R",
+        "W",
+        "BUCKET",
+        "CONTEXT",
+    ),
     *("JSON", "ID", "AUTH", "SETNAME", "default", "LIST", "SET", "DOCS", "GETKEYS", "LIB-NAME", "ON", "OFF", "n", "AQ"),
     *("resp.multi", "batch", "\udcff\udcfe".encode("utf-8", "surrogateescape"), b"\r\n", "FILTERBY", "PATTERN", "USER"),
 ]

@@ -7,9 +7,9 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.resp.door import Bare
 
 from cartwheel.runtime.resp.glob import matcher
-from tests.resp.door import Bare
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import socket
 
 import hiredis
 import pytest
-
 from tests.resp.door import Bare, encode, running_door, wait_until
 
 

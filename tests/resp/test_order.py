@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 from tests.resp.door import encode, replies_in, wired
 from tests.resp.local import LocalGateway
+
+from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 
 
 class HeldGateway(LocalGateway):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.resp.door import encode
 
 from cartwheel.runtime.resp.parser import BULK_BYTES_MAX, Command, Parser, Problem, split_inline
-from tests.resp.door import encode
 
 ARGS = st.lists(st.binary(max_size=40), min_size=1, max_size=5)
 INLINE = st.lists(st.text("abc019.:", min_size=1, max_size=9), min_size=1, max_size=4)
@@ -25,7 +27,7 @@ def strictly(data: bytes) -> list[Command]:
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in at), len(data)]
-    return [data[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    return [data[low:high] for low, high in itertools.pairwise(edges)]
 
 
 @given(st.lists(ARGS, max_size=8), st.lists(st.integers(0, 1000), max_size=6))
@@ -38,9 +40,7 @@ def test_any_cutting_gives_the_same_commands(commands, at):
 @given(st.lists(ARGS | INLINE, max_size=8), st.lists(st.integers(0, 1000), max_size=6))
 def test_inline_commands_may_stand_between_others(commands, at):
     """An inline command is one like any other."""
-    parts = [
-        encode(*args) if isinstance(args[0], bytes) else " ".join(args).encode() + b"\r\n" for args in commands
-    ]
+    parts = [encode(*args) if isinstance(args[0], bytes) else " ".join(args).encode() + b"\r\n" for args in commands]
     wanted = [[a if isinstance(a, bytes) else a.encode() for a in args] for args in commands]
     assert parse(cut(b"".join(parts), at)) == wanted
 
@@ -99,7 +99,7 @@ def test_nothing_is_no_command(data):
         (b'set "a b" c', [b"set", b"a b", b"c"]),
         (rb'set "\x00\xff\n\r\t\a\b\"\q" c', [b"set", b'\x00\xff\n\r\t\a\b"q', b"c"]),
         (rb"set 'a\'b\n' c", [b"set", rb"a'b\n", b"c"]),
-        (b'set "" \'\'', [b"set", b"", b""]),
+        (b"set \"\" ''", [b"set", b"", b""]),
         (rb'"\xg"', [b"xg"]),
         (b'a"b"', [b"ab"]),
         (b'"a" "', None),

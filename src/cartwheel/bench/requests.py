@@ -39,9 +39,9 @@ def uniform(keys: int, random: Random) -> Callable[[], int]:
 def zipfian(keys: int, exponent: float, random: Random) -> Callable[[], int]:
     """A function that draws a key number; number ``k`` in proportion to ``1 / (k + 1)**exponent``."""
     sums = array("d", accumulate((rank + 1) ** -exponent for rank in range(keys)))
-    total, fraction, last = sums[-1], random.random, keys - 1
-    # min(): the product may round up to the total.
-    return lambda: min(bisect_right(sums, fraction() * total), last)
+    total, fraction = sums[-1], random.random
+    # A fraction is at most 1 - 2**-53: the product never rounds up to the total, which would be a rank too far.
+    return lambda: bisect_right(sums, fraction() * total)
 
 
 def _get_template(prefix: str) -> bytes:

@@ -78,9 +78,9 @@ class _Server:
         return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip() or "(empty)"
 
     def stop(self) -> None:
-        """Ask it to stop as Ctrl-C would, and wait until it has."""
+        """Ask it to stop, and wait until it has. By SIGTERM: a job in the background, and its children, ignore SIGINT."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -79,6 +79,7 @@ def measure(plan: Plan, nodes: int, port: int, folder: Path, say: Say) -> Figure
         CartwheelError: a server does not start, or a tool fails.
     """
     version = redis_version()
+    machine = _machine(version, folder)
     skipped = [] if version else ["anything against Redis: redis-server or redis-benchmark is not installed"]
     with ExitStack() as stack:
         redis: dict[str, Redis] = {}
@@ -103,7 +104,7 @@ def measure(plan: Plan, nodes: int, port: int, folder: Path, say: Say) -> Figure
         peak, tails, errors = _mix(cluster, plan, say)
     return Figures(
         at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        machine=_machine(version, folder),
+        machine=machine,
         nodes=nodes,
         rounds=plan.rounds,
         keys=KEYS,
@@ -195,6 +196,7 @@ def _machine(version: str | None, folder: Path) -> dict[str, str]:
         "processor": f"{cpu}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()}",
         "file system": _file_system(folder),
+        "load average before": f"{os.getloadavg()[0]:.1f}",
         "Python": platform.python_version(),
         "Redis": version or "none",
     }

@@ -87,6 +87,8 @@ class Coverage:
         self._deadlines: list[tuple[float, int]] = []
         self._counts: dict[str, dict[int, int]] = {}
         self._recount_from: bytes | None = b""  # rows below are counted; None: all are
+        self._ends: dict[int, list[bytes | None]] = {}  # n -> partition -> end of its stretch
+        self._ends_epoch = b""
 
     # --- counts ---
 
@@ -203,17 +205,24 @@ class Coverage:
 
     def _stretch(self, start: bytes, n: int) -> tuple[tuple[NodeId, ...], bytes | None]:
         """The owners at ``start``, and how far the partitions with the same owners (in any order) reach."""
-        ring = self._local.ring
-        assert ring is not None
+        local = self._local
+        assert local.ring is not None
         padded = start.ljust(POSITION_BYTES, b"\x00")
-        owners = self._local.owners(padded, n)
-        wanted = sorted(owners)
-        partition = ring.partition_of(padded)
-        while True:
-            end = ring.bounds(partition)[1]
-            partition += 1
-            if end is None or sorted(self._local.owners(end, n)) != wanted:
-                return owners, end
+        return local.owners(padded, n), self._stretch_ends(n)[local.ring.partition_of(padded)]
+
+    def _stretch_ends(self, n: int) -> list[bytes | None]:
+        """For each partition, where its stretch ends. Made once for each n and view of the ring: a page must not walk it."""
+        local, ring = self._local, self._local.ring
+        assert ring is not None
+        if self._ends_epoch != local.epoch:
+            self._ends, self._ends_epoch = {}, local.epoch
+        ends = self._ends.get(n)
+        if ends is None:
+            owners = [sorted(ring.preference(partition)[:n]) for partition in range(ring.q)]
+            ends = self._ends[n] = [None] * ring.q
+            for p in reversed(range(ring.q - 1)):
+                ends[p] = ends[p + 1] if owners[p] == owners[p + 1] else ring.bounds(p)[1]
+        return ends
 
     def handle_scan_ask(self, src: NodeId, message: ScanAsk) -> None:
         """Read a page of our own keys."""

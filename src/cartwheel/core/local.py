@@ -21,7 +21,7 @@ from cartwheel.core.hot import Entry, HotRecords
 from cartwheel.core.messages import Effect, Message, Reply, Result, Send
 from cartwheel.core.quorum import effective
 from cartwheel.core.ring import Ring
-from cartwheel.core.storage import Space, Store, seal, split_record_key, unseal
+from cartwheel.core.storage import BUCKET_BYTES_MAX, Space, Store, seal, split_record_key, unseal
 from cartwheel.core.types import Actor, Clock, Durability, NodeId, make_actor
 from cartwheel.core.versions import Record
 
@@ -44,6 +44,8 @@ class Plan(NamedTuple):
     pw: int
     durability: Durability
     lww: bool
+    refusal: str
+    """Why the bucket cannot exist, if so: the name is too long for a record key."""
 
 
 class Local:
@@ -61,6 +63,7 @@ class Local:
         self.stint = stint
         self.actor: Actor = make_actor(self.node, stint)
         self.hot = HotRecords()
+        self.writes = 0  # of records, in this life
         self._corrupt: set[bytes] = set()  # records found corrupt and not rewritten since
         self._mark_staged = 0
         self._last_at_mark = -1
@@ -114,6 +117,7 @@ class Local:
                 effective(props.pw, props.n, members),
                 DURABILITY[props.durability],
                 props.reconcile == "lww",
+                _refusal(bucket),
             )
             if len(self._plans) < PLANS_MAX:
                 self._plans[bucket] = plan
@@ -236,6 +240,7 @@ class Local:
         """Stage ``new``, already sealed, over ``old``."""
         self.store.stage(Space.RECORDS, record_key, sealed, durability)
         self.hot.put(record_key, sealed, new)
+        self.writes += 1
         if self._corrupt:
             self._corrupt.discard(record_key)
         self.on_write(record_key, old, new)
@@ -262,6 +267,12 @@ class Local:
         if len(record.versions) > 1 and self.plan(split_record_key(record_key)[0]).lww:
             return versions.only_newest(record)
         return record
+
+
+def _refusal(bucket: str) -> str:
+    return (
+        f"the name of a bucket has at most {BUCKET_BYTES_MAX} bytes" if len(bucket.encode()) > BUCKET_BYTES_MAX else ""
+    )
 
 
 def _ignore(record_key: bytes, old: Record, new: Record) -> None:

@@ -7,7 +7,8 @@
       Tick ─────────────────────────> deadlines, the clock's mark, counting
 
 A driver must: commit what ``start`` staged before the first ``handle``; perform held effects only once every write staged
-before them is durable enough; perform the others at once, in order; give ``now_s`` from a clock that never goes back.
+before them is durable enough; perform the others at once, in order; give ``now_s`` from a clock that never goes back, and that
+has moved on once a message caused by an earlier event has left (equal ``now_s`` means simultaneous: see ``coordinator.gets``).
 
 Invariants (``check``): every request under way has a deadline; the actor is this node's; we never reach ourselves.
 """

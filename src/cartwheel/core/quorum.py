@@ -44,9 +44,10 @@ class Tally:
     def ack(self, node: NodeId) -> Outcome:
         """Count a node's success. Only a node's first answer counts: the network may deliver twice."""
         assert node in self.asked, f"an answer from {node}, which was never asked"
-        if node not in self.acked and node not in self.failed:
-            self.acked.append(node)
-            if self.outcome is Outcome.PENDING and len(self.acked) >= self.needed and self._primaries_met():
+        acked = self.acked
+        if node not in acked and node not in self.failed:
+            acked.append(node)
+            if len(acked) >= self.needed and self.outcome is Outcome.PENDING and self._primaries_met():
                 self.outcome = Outcome.MET
         return self.outcome
 

@@ -5,18 +5,20 @@
     end of the turn: commit what is staged, send one batch to each peer
 
 A group that needs no sync is written at once, on the loop, if that takes the engine only microseconds. Any other goes to the
-commit thread; what is staged meanwhile forms the next group, so a busy node syncs many writes at once (group commit). Held effects are released
-when their group is done: the promise goes out only when it is true.
+commit thread; what is staged meanwhile forms the next group, so a busy node syncs many writes at once (group commit). Held
+effects are released when their group is done: the promise goes out only when it is true.
 
 Invariants:
 1. At most one group is with the commit thread, and no group is written beside it: groups reach the engine in order.
-2. An effect held at turn t is performed after every write staged up to t is as durable as its group's most careful write.
+2. All events between two sendings happen at one moment: they get the same ``now_s``, and the next ones a later one.
+3. An effect held at turn t is performed after every write staged up to t is as durable as its group's most careful write.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -57,6 +59,8 @@ class Driver:
         self._flying = False
         self._own: list[Message] = []
         self._scheduled = False
+        self._now_s = 0.0  # of this turn, between two sendings; 0: not read yet
+        self._last_s = 0.0
         self._stopped = False  # takes no more events
         self._halted = False
         self._closed = False
@@ -103,8 +107,10 @@ class Driver:
                 self._loop.call_soon(self._end_turn)
 
     def _handle(self, event: Event) -> None:
+        if not self._now_s:
+            self._now_s = self._last_s = max(time.monotonic(), math.nextafter(self._last_s, math.inf))
         try:
-            effects = self.node.handle(time.monotonic(), wall_ms(), event)
+            effects = self.node.handle(self._now_s, wall_ms(), event)
         except StorageFailed as error:  # a read failed: the disk is broken
             self._storage_failed(error)
         else:
@@ -143,6 +149,7 @@ class Driver:
             messages, self._own = self._own, []
             self._handle(self._from_self(messages))
         assert self._outlet is not None
+        self._now_s = 0.0
         self._outlet.flush()
 
     def _from_self(self, messages: list[Message]) -> Received:

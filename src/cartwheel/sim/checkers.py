@@ -1,15 +1,15 @@
 """The judges: each promise of the store as a pure function over a history that returns its violations.
 
-    C1   set + sibling merge    no acknowledged element of a set is lost, none appears that nobody added       check_set
-    C2   exact supersession     a version goes only when a write that had seen it takes its place, and then     check_supersession
-                                 for good; the main oracle. Between deletes and puts it is called C6
-    LWW  last writer wins       the one that remains is no older than any acknowledged one                     check_last_writer_wins
-    C3   sessions               a process reads its own writes; going back in time is counted                   check_sessions
-    FRESH quorums overlap       with R+W>N and no fallbacks a get sees every put acknowledged before it         check_fresh
-    C5   convergence            healed and read once, all owners hold the same canonical bytes                  check_convergence
-    C8   availability           while nothing disturbs the cluster, nothing fails                              check_available
-    P7   honest failures        "rejected" means certainly not applied                                         check_rejected
-    TTL  expiry                 a value is shown until it expires, and never after                             check_expiry
+    C1     set + sibling merge    no acknowledged element of a set is lost, none appears that nobody added
+    C2     exact supersession     a version goes only when a write that had seen it takes its place, and then for good: the
+                                  main oracle. It is called C6 where a delete is undone
+    LWW    last writer wins       the one that remains is no older than any acknowledged one
+    C3     sessions               a process reads its own writes; going back in time is counted
+    FRESH  quorums overlap        with R+W>N and no fallbacks a get sees every put acknowledged before it
+    C5     convergence            healed and read once, all owners hold the same canonical bytes
+    C8     availability           while nothing disturbs the cluster, nothing fails
+    P7     honest failures        "rejected" means certainly not applied
+    TTL    expiry                 a value is shown until it expires, and never after
 
 C7 (dots) and C9 (durability) are asked while the run goes on; see ``ledgers``.
 
@@ -79,7 +79,9 @@ def _check_seen(history: KeyHistory, pasts: Pasts, dots: Sequence[Dot], where: s
     """What holds for every set of versions that anyone sees together: each was written, and none supersedes another."""
     unknown = [dot for dot in dots if dot not in pasts.index]
     if unknown:
-        return [Violation("C2", history.key, f"{where} shows versions that nobody wrote: {_told(history, unknown)}", at)]
+        return [
+            Violation("C2", history.key, f"{where} shows versions that nobody wrote: {_told(history, unknown)}", at)
+        ]
     both = pasts.bits(dots) & pasts.superseded(dots)
     if not both:
         return []
@@ -179,7 +181,9 @@ def check_fresh(history: KeyHistory) -> list[Violation]:
         missing = must & ~pasts.covered(read.dots)
         if missing:
             told = _told(history, pasts.names(missing)[:5])
-            text = f"the get of p{read.process} via {read.node} from {read.invoked_at:.3f} misses the acknowledged {told}"
+            text = (
+                f"the get of p{read.process} via {read.node} from {read.invoked_at:.3f} misses the acknowledged {told}"
+            )
             found.append(Violation("FRESH", history.key, text, read.completed_at))
     return found
 

@@ -1,4 +1,4 @@
-"""What happened to the keys during a run: the clients' reads and writes, the dots that nodes minted, and what was left at the end.
+"""What happened to the keys in a run: the clients' reads and writes, the dots that nodes minted, and what was left in the end.
 
 The judges in ``checkers`` are pure functions over these records. A client's **write** may be sent several times (tries with one
 request id) and so be minted more than once; each **mint** is a version of its own, named by its dot. The checkers reason
@@ -177,7 +177,9 @@ def describe(history: KeyHistory, *, limit: int = 60) -> list[str]:
             why = f" {attempt.code} {attempt.text}" if attempt.code else ""
             retry = f" try {number + 1}" if number else ""
             acked = " acks " + " ".join(map(dot_text, write.acked)) if attempt.status is Status.OK else ""
-            text = f"p{write.process} {kind} #{write.id}{retry} via {attempt.node} {seen} -> {attempt.status}{why}{acked}"
+            text = (
+                f"p{write.process} {kind} #{write.id}{retry} via {attempt.node} {seen} -> {attempt.status}{why}{acked}"
+            )
             lines.append((attempt.invoked_at, f"{attempt.invoked_at:9.3f} .. {ends:>9} {text}"))
     for read in history.reads:
         found = " ".join(f"{dot_text(d)}#{history.mints[d].write if d in history.mints else '?'}" for d in read.dots)
@@ -185,7 +187,9 @@ def describe(history: KeyHistory, *, limit: int = 60) -> list[str]:
         lines.append((read.invoked_at, f"{read.invoked_at:9.3f} .. {read.completed_at:9.3f} {text}"))
     for mint in history.mints.values():
         what = "tombstone" if mint.tombstone else "version"
-        lines.append((mint.at, f"{mint.at:9.3f}              {mint.node} mints {what} {dot_text(mint.dot)} of #{mint.write}"))
+        lines.append(
+            (mint.at, f"{mint.at:9.3f}              {mint.node} mints {what} {dot_text(mint.dot)} of #{mint.write}")
+        )
     lines.sort()
     shown = [text for _, text in lines[-limit:]]
     for node, final in sorted(history.finals.items()):

@@ -102,7 +102,7 @@ class SimNetwork:
         times = [now + self._delay(direction)]
         if weather.duplication and dice.random() < weather.duplication:
             self._marks["net.repeated"] += 1
-            times.append(times[0] + self._delay(direction) * dice.choice((1, 1, 10, 1000)))
+            times.append(times[0] + min(self._delay(direction) * dice.choice((1, 1, 10, 1000)), REPEAT_S_MAX))
         if weather.ordered:
             times[0] = self._latest[direction] = max(times[0], self._latest.get(direction, 0.0))
         return times
@@ -116,6 +116,7 @@ class SimNetwork:
         return delay_s
 
 
+REPEAT_S_MAX = 6.0
+"""How much later than the first a second copy arrives at most: after a restart in between, but before the judgement."""
 CLOG_S = 5.0
 """How long a clogged direction holds up a frame at most: longer than a request's timeout."""
-

@@ -22,8 +22,9 @@ from cartwheel.sim.history import Status, Violation, describe
 from cartwheel.sim.workloads import Workload
 from cartwheel.sim.world import World
 
-SETTLE_S = 8.0
-"""From the end of the faults to the first reading of everything: the links are up and old requests are over by then."""
+SETTLE_S = 12.0
+"""From the end of the faults to the first reading of everything: the links are up, old requests are over, and the last late frame
+(``CLOG_S + REPEAT_S_MAX``) has arrived by then."""
 REPAIR_S = 5.0
 """A get waits ``straggler_timeout_s`` for the slowest answer, then repairs."""
 
@@ -94,7 +95,9 @@ def _drive(world: World, workload: Workload) -> None:
 def _broken(error: AssertionError, at: float) -> Violation:
     """An assertion of the core failed: where, and what it says."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "cartwheel" in f.filename]
-    where = f"{frames[-1].filename.rpartition('cartwheel/')[2]}:{frames[-1].lineno} {frames[-1].name}" if frames else "?"
+    where = (
+        f"{frames[-1].filename.rpartition('cartwheel/')[2]}:{frames[-1].lineno} {frames[-1].name}" if frames else "?"
+    )
     return Violation("invariant", "", f"{where}: {error}", at)
 
 
@@ -145,10 +148,16 @@ class Options:
     bug: str = ""
     keep_trace: bool = False
 
+    def draw(self, seed: int) -> Plan:
+        """The plan of a seed. A planted bug that needs a special setting to show brings it along."""
+        setting = bugs.BUGS[self.bug].setting if self.bug else {}
+        profile = self.profile or (bugs.BUGS[self.bug].profile if self.bug else "")
+        return faults.draw(seed, seconds=self.seconds, nodes=self.nodes, profile=profile, setting=setting)
+
 
 def run_seed(seed: int, options: Options) -> Report:
     """Draw a plan and carry it out."""
-    plan = faults.draw(seed, seconds=options.seconds, nodes=options.nodes, profile=options.profile)
+    plan = options.draw(seed)
     return run(plan, bug=options.bug, keep_trace=options.keep_trace)
 
 

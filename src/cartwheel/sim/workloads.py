@@ -198,10 +198,12 @@ class Process:
     def wrote(self, write: Write, stored: Stored | None, elements: int) -> None:
         """A write has ended for its client."""
         if stored is not None:
-            # The context after a put: this write and what it had read, no sibling that the client never saw.
-            read = (write.read or ()) + tuple(write.acked)
+            # The context after a put: this write and what it had read, no sibling that the client never saw, nor what another
+            # try of this write has left elsewhere.
+            read = (write.read or ()) + tuple(dot for dot in write.dots if covered_by(stored, dot))
             known = self.sessions.get(write.key)
-            if known is None or self.dice.random() < 0.8:
+            usable = not (stored.dots and self.world.plan.victim)  # faults, premise 3
+            if usable and (known is None or self.dice.random() < 0.8):
                 session = Session(stored.clock, stored.dots, read, stored.coordinator, elements)
                 self.sessions[write.key] = session
         self._pause()
@@ -272,7 +274,9 @@ class Writing:
 
     def _check_context(self, stored: Stored) -> None:
         if not any(covered_by(stored, dot) for dot in self.write.dots):
-            self.process.world.violate("C3", self.write.key, f"the context after put #{self.write.id} does not cover it")
+            self.process.world.violate(
+                "C3", self.write.key, f"the context after put #{self.write.id} does not cover it"
+            )
 
     def _end(self, stored: Stored | None) -> None:
         if not self.ended:

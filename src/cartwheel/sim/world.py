@@ -20,9 +20,10 @@ import msgspec
 from cartwheel.core import versions
 from cartwheel.core.clock import reading
 from cartwheel.core.config import DURABILITY, BucketProps, Config
+from cartwheel.core.errors import CorruptData
 from cartwheel.core.messages import ClientGet, ClientPut, Event, Failure, Result, Stored, decode_batch
 from cartwheel.core.ring import Change, ChangeKind, History, Member, fold
-from cartwheel.core.storage import CHECKSUM_BYTES, Space, record_key, split_record_key
+from cartwheel.core.storage import CHECKSUM_BYTES, Space, record_key, split_record_key, unseal
 from cartwheel.core.types import Dot, NodeId
 from cartwheel.core.versions import EMPTY, Record
 from cartwheel.sim.clocks import EPOCH_MS, SimClock
@@ -240,6 +241,8 @@ class World:
         elif fault.kind is Kind.FLIP:
             if host.disk.flip(self._dice) is not None:
                 self.marks["disk.flipped"] += 1
+                if host.running:
+                    host.node.local.hot.clear()  # so that somebody meets it before the restart
         elif not host.running:
             return
         elif fault.kind is Kind.PAUSE:
@@ -374,7 +377,7 @@ class World:
 
         def held() -> Record:
             if not before:
-                before.append(_decoded(host.store.get(Space.RECORDS, at)))
+                before.append(_opened(at, host.store.get(Space.RECORDS, at)))
             return before[0]
 
         actor = host.node.local.actor
@@ -394,12 +397,18 @@ class World:
             self.violate("C7", key, f"{host.name} mints a version that no client asked for: {version!r}")
             return
         if (version.value, version.expires_at_ms) != (write.value, write.expires_at_ms):
-            self.violate("C7", key, f"{host.name} mints {version!r} for write #{write.id}, which asked for {write.value!r}")
+            self.violate(
+                "C7", key, f"{host.name} mints {version!r} for write #{write.id}, which asked for {write.value!r}"
+            )
         replaced = write.read or ()
         if write.read is None or self.plan.reconcile == "lww":
             replaced += tuple(v.dot for v in held.versions)
         mint = Mint(version.dot, write.id, host.name, self.now, replaced, tombstone=version.value is None)
         history.mints[version.dot] = mint
+        if write.dots and not version.request_id:
+            self.violate(
+                "C7", key, f"write #{write.id} was sent once without a request id, but is minted again: {version!r}"
+            )
         write.dots.append(version.dot)
         self.marks["mints"] += 1
 
@@ -427,7 +436,7 @@ class World:
             elements[key] = {}
             for node in self.owners(key):
                 sealed = self.hosts[node].store.get(Space.RECORDS, at)
-                record = _decoded(sealed)
+                record = _opened(at, sealed)
                 canonical = sealed is None or versions.encode(record) == sealed[CHECKSUM_BYTES:]
                 history.finals[node] = Final(sealed, tuple(v.dot for v in record.versions), canonical)
                 bits = 0
@@ -448,8 +457,14 @@ def set_of(bits: int) -> set[int]:
     return {i for i in range(bits.bit_length()) if bits >> i & 1}
 
 
-def _decoded(sealed: bytes | None) -> Record:
-    return EMPTY if sealed is None else versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
+def _opened(at: bytes, sealed: bytes | None) -> Record:
+    """A stored record; the empty one if there is none, or bits of it flipped."""
+    if sealed is None:
+        return EMPTY
+    try:
+        return versions.decode(unseal(at, sealed))
+    except CorruptData:
+        return EMPTY
 
 
 def _config(name: NodeId) -> Config:
@@ -475,7 +490,11 @@ def _first_history(plan: Plan) -> History:
     defaults = msgspec.structs.asdict(BucketProps())
     changed = {name: text for name, text in props.items() if str(defaults[name]) != text}
     bucket = Change(
-        id="bucket", at=reading(EPOCH_MS - 500), author=plan.nodes[0], kind=ChangeKind.BUCKET, bucket=BUCKET, props=changed
+        id="bucket",
+        at=reading(EPOCH_MS - 500),
+        author=plan.nodes[0],
+        kind=ChangeKind.BUCKET,
+        bucket=BUCKET,
+        props=changed,
     )
     return History([*joins, bucket] if changed else joins)
-

@@ -14,7 +14,9 @@ O(N) messages and memory per request; requests end at their deadline at the late
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from cartwheel.core.coordinator.gets import Gets, Reading, check_key
 from cartwheel.core.coordinator.puts import Puts
@@ -23,6 +25,8 @@ from cartwheel.core.errors import Code
 from cartwheel.core.local import Local
 from cartwheel.core.messages import ClientExplain, ClientGet, ClientPut, Failure, Forward, Forwarded, ReplicaRefused
 from cartwheel.core.types import NodeId
+
+AnyRead = TypeVar("AnyRead", ClientGet, ClientExplain)
 
 
 class Coordinator:
@@ -41,17 +45,28 @@ class Coordinator:
 
     def get(self, event: ClientGet) -> None:
         """A client's get."""
-        if self._admit(event):
-            self.gets.get(event)
+        self._read(event, self.gets.get)
 
     def explain(self, event: ClientExplain) -> None:
         """A client asks where a key lives."""
-        if self._admit(event):
-            self.gets.explain(event)
+        self._read(event, self.gets.explain)
+
+    def _read(self, event: AnyRead, start: Callable[[AnyRead], None]) -> None:
+        if self._is_busy():
+            self._local.reply(event.client, self._busy())
+            return
+        try:
+            check_key(event.key, self._local.plan(event.bucket))
+        except Refused as refused:
+            self._local.reply(event.client, refused.failure)
+        else:
+            start(event)
 
     def put(self, event: ClientPut) -> None:
         """A client's put or delete."""
-        if self._has_room(event.client):
+        if self._is_busy():
+            self._local.reply(event.client, self._busy())
+        else:
             self.puts.put(event.put, partial(self._local.reply, event.client))
 
     def handle_forward(self, src: NodeId, message: Forward) -> None:
@@ -61,23 +76,9 @@ class Coordinator:
             return
         self._local.send(src, Forwarded(message.id, self._busy()))
 
-    def _admit(self, event: ClientGet | ClientExplain) -> bool:
-        try:
-            check_key(event.bucket, event.key, self._local.plan(event.bucket))
-        except Refused as refused:
-            self._local.reply(event.client, refused.failure)
-            return False
-        return self._has_room(event.client)
-
-    def _has_room(self, client: object) -> bool:
-        """Answer BUSY when too much is under way: a bounded queue beats a late answer."""
-        if not self._is_busy():
-            return True
-        self._local.reply(client, self._busy())
-        return False
-
     def _is_busy(self) -> bool:
-        return self.under_way >= self._local.config.requests_max
+        """Whether too much is under way: a bounded queue beats a late answer."""
+        return self._requests.under_way >= self._local.config.requests_max
 
     def _busy(self) -> Failure:
         self._local.count("busy")

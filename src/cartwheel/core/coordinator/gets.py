@@ -5,6 +5,10 @@
 
 Answers are kept as sealed bytes. Equal bytes are equal records, so in the usual case, all replicas agree, one of them is
 decoded and nothing is merged.
+
+**Hot keys.** Gets of one key that begin at the same moment (equal ``now_s``, and no write here in between) share one reading:
+a thousand clients that ask for one key cost its replicas one question for each turn of the loop. Each of them sees what it
+would have seen alone, for the question leaves only after the last of them has begun.
 """
 
 from __future__ import annotations
@@ -24,9 +28,10 @@ from cartwheel.core.messages import (
     ReplicaRead,
     ReplicaRepair,
     ReplicaValue,
+    Send,
 )
 from cartwheel.core.quorum import Outcome, Tally, effective
-from cartwheel.core.storage import BUCKET_BYTES_MAX, CHECKSUM_BYTES, POSITION_BYTES, Space, record_key, seal, unseal
+from cartwheel.core.storage import CHECKSUM_BYTES, POSITION_BYTES, Space, record_key, seal, unseal
 from cartwheel.core.types import Durability, NodeId
 from cartwheel.core.versions import Record
 
@@ -38,7 +43,7 @@ class Reading:
     """
 
     __slots__ = (
-        "agreed", "answers", "at", "bucket", "corrupt", "done", "everyone", "fastest", "first", "gets", "hold", "id", "own",
+        "agreed", "answers", "at", "bucket", "corrupt", "dones", "everyone", "fastest", "first", "gets", "hold", "id", "own",
         "replied", "tally",
     )  # fmt: skip
 
@@ -48,7 +53,7 @@ class Reading:
         self.bucket = bucket
         self.at = at  # the record key
         self.tally = tally
-        self.done = done
+        self.dones = [done]  # whom to answer
         self.everyone = everyone  # reply once every replica has answered (explain), not at R
         self.answers: dict[NodeId, bytes | None] = {}
         self.first: bytes | None = None
@@ -88,19 +93,33 @@ class Gets:
     def __init__(self, local: Local, requests: Requests) -> None:
         self.local = local
         self._requests = requests
+        self._moment = (0.0, 0)  # when the readings below began: the time, and how many writes there had been
+        self._joinable: dict[tuple[str, bytes], Reading] = {}
 
     def get(self, event: ClientGet) -> None:
-        """Read from all N owners, answer at R."""
+        """Read from all N owners, answer at R; or join a reading that begins at this moment."""
         local = self.local
+        done = partial(local.reply, event.client)
         plan = local.plan(event.bucket)
         r = event.r
-        if r:
-            if not 1 <= r <= plan.props.n:
+        if r or event.timeout_s:
+            if not 0 <= r <= plan.props.n:
                 text = f"R={r} must lie between 1 and n={plan.props.n}"
-                local.reply(event.client, Failure(Code.INVALID, text))
+                done(Failure(Code.INVALID, text))
                 return
-            r = effective(r, plan.props.n, local.members())
-        self.start(event.bucket, event.key, plan, r, event.timeout_s, partial(local.reply, event.client))
+            self.start(
+                event.bucket, event.key, plan, effective(r, plan.props.n, local.members()), event.timeout_s, done
+            )
+            return
+        moment, name = (local.now_s, local.writes), (event.bucket, event.key)
+        if moment != self._moment:
+            self._moment = moment
+            self._joinable.clear()
+        reading = self._joinable.get(name)
+        if reading is not None and not reading.replied:
+            reading.dones.append(done)
+            return
+        self._joinable[name] = self.start(event.bucket, event.key, plan, 0, 0.0, done)
 
     def explain(self, event: ClientExplain) -> None:
         """Read from all N owners and tell what each one holds."""
@@ -109,7 +128,7 @@ class Gets:
 
     def start(
         self, bucket: str, key: bytes, plan: Plan, r: int, timeout_s: float, done: Done, *, everyone: bool = False
-    ) -> None:
+    ) -> Reading:
         """Begin a get; ``done`` gets Found (Explained, if for ``everyone``) or Failure. ``r`` of 0 is the bucket's."""
         local = self.local
         at = record_key(bucket, key)
@@ -117,16 +136,19 @@ class Gets:
         tally = Tally(owners, max(r or plan.r, plan.pr), primaries=owners, primaries_needed=plan.pr)
         reading = Reading(self, bucket, at, tally, done, everyone=everyone)
         message = ReplicaRead(reading.id, at)
+        reachable, me = local.reachable, local.node
         for owner in owners:
-            if owner == local.node:
+            if owner in reachable:
+                local.out.append(Send(owner, message))
+            elif owner == me:
                 self._read_own(reading)
-            elif owner in local.reachable:
-                local.send(owner, message)
             else:
                 tally.fail(owner, local.why_unreachable(owner))
         if not tally.answered:
             self._requests.add(reading.id, reading, local.deadline_s(timeout_s))
-        self.advance(reading)
+        if tally.outcome is not Outcome.PENDING:
+            self.advance(reading)
+        return reading
 
     def _read_own(self, reading: Reading) -> None:
         local = self.local
@@ -177,12 +199,16 @@ class Gets:
 
     def _reply(self, reading: Reading) -> None:
         reading.replied = True
+        hold = reading.hold
+        result: Explained | Found | Failure
         if reading.everyone:
-            reading.done(self._explained(reading), reading.hold)
+            result = self._explained(reading)
         elif reading.tally.outcome is Outcome.MET:
-            reading.done(Found(self._merged(reading), reading.fastest), reading.hold)
+            result = Found(self._merged(reading), reading.fastest)
         else:
-            reading.done(Failure(Code.NOQUORUM, tally_shortfall("R", reading.tally)), Durability.MEMORY)
+            result, hold = Failure(Code.NOQUORUM, tally_shortfall("R", reading.tally)), Durability.MEMORY
+        for done in reading.dones:
+            done(result, hold)
 
     def _merged(self, reading: Reading) -> Record:
         """What the answers amount to."""
@@ -233,10 +259,10 @@ def opened(sealed: bytes | None) -> Record:
     return versions.EMPTY if sealed is None else versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
 
 
-def check_key(bucket: str, key: bytes, plan: Plan) -> None:
+def check_key(key: bytes, plan: Plan) -> None:
     """Refuse a key over the bucket's limit, or a bucket whose name is too long for any."""
-    if len(bucket.encode()) > BUCKET_BYTES_MAX:
-        raise Refused(Code.INVALID, f"the name of a bucket has at most {BUCKET_BYTES_MAX} bytes")
+    if plan.refusal:
+        raise Refused(Code.INVALID, plan.refusal)
     most = plan.props.key_bytes_max
     if len(key) > most:
         text = f"key of {len(key)} bytes exceeds the limit of {most} bytes (bucket property key_bytes_max)"

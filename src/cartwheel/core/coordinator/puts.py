@@ -39,6 +39,11 @@ from cartwheel.core.storage import record_key, seal
 from cartwheel.core.types import Clock, Dot, Durability, NodeId
 from cartwheel.core.versions import Record
 
+REQUEST_ID_BYTES_MAX = 128
+"""A request id is kept with its version. The longest of our own: a forwarder's name and count."""
+EXPIRES_AT_MS_END = 1 << 63
+"""What a record's bytes can hold."""
+
 
 class Writing:
     """A put under way, already stamped."""
@@ -110,10 +115,14 @@ class Puts:
     def _start(self, put: PutRequest, done: Done, *, forwarded: bool) -> None:
         local = self._local
         plan = local.plan(put.bucket)
-        check_key(put.bucket, put.key, plan)
+        check_key(put.key, plan)
         if put.value is not None and len(put.value) > plan.props.value_bytes_max:
             text = f"value of {len(put.value)} bytes exceeds the limit of {plan.props.value_bytes_max} bytes"
             raise Refused(Code.TOOBIG, f"{text} (bucket property value_bytes_max)")
+        if len(put.request_id) > REQUEST_ID_BYTES_MAX:
+            raise Refused(Code.TOOBIG, f"a request id has at most {REQUEST_ID_BYTES_MAX} bytes")
+        if not 0 <= put.expires_at_ms < EXPIRES_AT_MS_END:
+            raise Refused(Code.INVALID, "the time of expiry is out of range")
         at = record_key(put.bucket, put.key)
         owners = local.owners(at, plan.props.n)
         needed = self._needed(put, plan)

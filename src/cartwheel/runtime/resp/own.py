@@ -110,7 +110,7 @@ def _token_after(connection: Connection, bucket: str, key: bytes, result: Stored
 
 
 @command(
-    "CW.GET key [R r] [BUCKET bucket]",
+    "CW.GET key [R replicas] [BUCKET bucket]",
     "The context and all concurrent values of a key.",
     group="cartwheel",
     keys=ONE_KEY,
@@ -141,7 +141,7 @@ def _put(options: _Options, key: bytes, value: bytes | None, seen: context.Conte
 
 
 @command(
-    "CW.PUT key value [CONTEXT context] [W w] [EX seconds] [ID request-id] [BUCKET bucket]",
+    "CW.PUT key value [CONTEXT context] [W replicas] [EX seconds] [ID request-id] [BUCKET bucket]",
     "Writes a value that supersedes what the context covers; returns the new context.",
     group="cartwheel",
     keys=ONE_KEY,
@@ -155,7 +155,7 @@ def cw_put(connection: Connection, args: Args) -> Steps:
 
 
 @command(
-    "CW.DEL key [CONTEXT context] [W w] [ID request-id] [BUCKET bucket]",
+    "CW.DEL key [CONTEXT context] [W replicas] [ID request-id] [BUCKET bucket]",
     "Deletes what the context covers (without: what is read first); returns the new context.",
     group="cartwheel",
     keys=ONE_KEY,

@@ -96,11 +96,11 @@ class Argument(msgspec.Struct):
             text = self.token
         elif self.token:
             text = f"{self.token} {text}"
+        if self.type == "oneof" and not self.optional:
+            text = f"<{text}>"
         if self.multiple:
             text = f"{text} [{text} ...]"
-        if self.optional:
-            return f"[{text}]"
-        return f"<{text}>" if self.type == "oneof" else text
+        return f"[{text}]" if self.optional else text
 
 
 class Command:
@@ -154,7 +154,20 @@ TABLE: dict[bytes, Command] = {}
 
 
 _WORDS = re.compile(r"\.\.\.|[\[\]()<>|]|[^\s\[\]()<>|]+?(?=\.\.\.|[\s\[\]()<>|]|$)")
-_INTEGERS = {"seconds", "milliseconds", "count", "index", "start", "end", "offset", "n", "id", "timestamp", "r", "w"}
+_INTEGERS = {
+    "seconds",
+    "milliseconds",
+    "count",
+    "index",
+    "start",
+    "end",
+    "offset",
+    "n",
+    "id",
+    "timestamp",
+    "replicas",
+    "destination-db",
+}
 
 
 def _type_of(name: str) -> str:

@@ -1,0 +1,34 @@
+"""Seeds that once found a bug of ours, each with its story. ``test_runs`` repeats them all.
+
+A plan is drawn from its seed by ``cartwheel.sim.faults.draw``. When that function changes, old seeds mean other runs; therefore
+each bug found here also lives on in ``cartwheel.sim.bugs``, where it must be caught again, and an entry names it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Regression(NamedTuple):
+    """A run that must pass now, and must fail with the bug put back."""
+
+    bug: str
+    seed: int
+    seconds: float
+    story: str
+
+
+REGRESSIONS = [
+    Regression(
+        "stamp-without-read", 54, 30.0,
+        "A put whose context names a single write (the context after a put that left siblings) came to a coordinator that had "
+        "not heard of that write. The quorum read for it failed, and the put was stamped all the same: what the client had "
+        "seen stayed beside what replaced it. Now such a put is refused.",
+    ),
+    Regression(
+        "refusal-relayed", 23, 30.0,
+        "A forwarded put was refused by the owner for want of a quorum, and the forwarder told its client 'rejected'. The network "
+        "delivered a second copy of the Forward when the quorum was there again, so the put was done after all. Now a refusal "
+        "of another node is relayed as 'unknown'.",
+    ),
+]  # fmt: skip

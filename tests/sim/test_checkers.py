@@ -1,0 +1,308 @@
+"""The judges themselves: each rule fails on a minimal bad history, and none on a good one.
+
+Histories are written as small tables: mints "a1: a0" (dot a1 supersedes a0), what is acknowledged, what gets saw, what is left.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from cartwheel.core.errors import Code
+from cartwheel.core.types import Dot
+from cartwheel.core.versions import Record, Version
+from cartwheel.sim import checkers
+from cartwheel.sim.history import Final, KeyHistory, Mint, Read, Status, Try, Write, describe, parse_value, value_bytes, write_of
+from cartwheel.sim.ledgers import DotLedger, check_durable
+
+
+def dot(name: str) -> Dot:
+    """"a1" -> ("a/s", 1)."""
+    return f"{name[0]}/s", int(name[1:])
+
+
+def dots(names: str) -> tuple[Dot, ...]:
+    """Several dots."""
+    return tuple(dot(name) for name in names.split())
+
+
+def story(
+    mints: list[str], *, acked: str = "", gets: list[str] | None = None, finals: dict[str, str] | None = None,
+    tombstones: str = "",
+) -> KeyHistory:  # fmt: skip
+    """A history: mint number i (from 1) is of write i, at second i, acknowledged half a second later; get number i is from
+    100 + i to 100 + i + 0.5."""
+    history = KeyHistory("k")
+    for number, line in enumerate(mints, 1):
+        name, _, replaced = line.partition(":")
+        write = Write(number, process=0, key="k", value=value_bytes(number), read=dots(replaced), status=Status.OK)
+        if name in acked.split():
+            write.acked[dot(name)] = number + 0.5
+        write.dots.append(dot(name))
+        history.writes[number] = write
+        tombstone = name in tombstones.split()
+        history.mints[dot(name)] = Mint(dot(name), number, name[0], float(number), dots(replaced), tombstone=tombstone)
+    for number, seen in enumerate(gets or []):
+        at = 100.0 + number
+        shown = tuple(history.mints[d].write for d in dots(seen) if d in history.mints)
+        history.reads.append(Read(0, "k", "n1", at, at + 0.5, Status.OK, dots=dots(seen), shown=shown, wall_ms=10_000))
+    for node, left in (finals or {}).items():
+        history.finals[node] = Final(left.encode(), dots(left))
+    return history
+
+
+def rules(violations: list[checkers.Violation]) -> list[str]:
+    """Which rules were broken, in order of appearance, each once."""
+    return list(dict.fromkeys(v.rule for v in violations))
+
+
+GOOD = story(
+    ["a1", "b1", "a2: a1", "b2: a2 b1"],
+    acked="a1 b1 a2 b2",
+    gets=["b2", "b2"],
+    finals={"n1": "b2", "n2": "b2", "n3": "b2"},
+)
+
+
+def test_a_good_history_passes_every_judge():
+    """Concurrent writes, one that supersedes one of them, one that supersedes both: nothing to complain about."""
+    assert checkers.check_supersession(GOOD) == []
+    assert checkers.check_last_writer_wins(GOOD) == []
+    assert checkers.check_fresh(GOOD) == []
+    assert checkers.check_sessions(GOOD)[0] == []
+    assert checkers.check_convergence(GOOD) == []
+    assert checkers.check_rejected(GOOD) == []
+    assert checkers.check_expiry(GOOD, slack_ms=0) == []
+
+
+@pytest.mark.parametrize(
+    ("case", "history", "expected", "words"),
+    [
+        ("an acknowledged write is gone", story(["a1", "b1"], acked="a1", finals={"n1": "b1"}), "C2", "acknowledged and lost"),
+        ("nothing is left at all", story(["a1"], acked="a1", finals={"n1": ""}), "C2", "acknowledged and lost"),
+        ("one owner has lost it", story(["a1"], acked="a1", finals={"n1": "a1", "n2": ""}), "C2", "lost at n2"),
+        ("a get saw it, then it is gone", story(["a1"], gets=["a1"], finals={"n1": ""}), "C2", "shown to a client"),
+        ("an acknowledged delete is gone", story(["a1", "a2: a1"], acked="a1 a2", finals={"n1": "a1"}, tombstones="a2"), "C2", "lost"),
+        ("a false sibling in the end", story(["a1", "a2: a1"], finals={"n1": "a1 a2"}), "C2", "a superseded version"),
+        ("a false sibling in a get", story(["a1", "a2: a1"], gets=["a1 a2"], finals={"n1": "a2"}), "C2", "a superseded version"),
+        ("one two steps back", story(["a1", "a2: a1", "a3: a2"], finals={"n1": "a1 a3"}), "C2", "a superseded version"),
+        ("a deleted value rises", story(["a1", "a2: a1"], gets=["a1 a2"], finals={"n1": "a2"}, tombstones="a2"), "C6", "a deleted"),
+        ("thin air in a get", story(["a1"], gets=["x9"], finals={"n1": "a1"}), "C2", "nobody wrote"),
+        ("thin air in the end", story(["a1"], finals={"n1": "a1 x9"}), "C2", "nobody wrote"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " in value else "",
+)  # fmt: skip
+def test_exact_supersession(case, history, expected, words):
+    """Each row: with this history, C2 (or C6) complains in these words."""
+    found = checkers.check_supersession(history)
+    assert rules(found) == [expected], case
+    assert words in found[0].text
+
+
+def test_what_was_only_shown_may_go_with_a_lost_disk():
+    """Without ``shown_stays`` an unacknowledged version may vanish, an acknowledged one may not."""
+    shown = story(["a1"], gets=["a1"], finals={"n1": ""})
+    assert checkers.check_supersession(shown, shown_stays=False) == []
+    acked = story(["a1"], acked="a1", gets=["a1"], finals={"n1": ""})
+    assert rules(checkers.check_supersession(acked, shown_stays=False)) == ["C2"]
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        (story(["a1", "b2"], acked="a1 b2", finals={"n1": "a1"}), "newer ones were acknowledged"),
+        (story(["a1", "b2"], acked="a1 b2", finals={"n1": "a1 b2"}), "holds siblings"),
+        (story(["a5", "b2: a5"], acked="a5 b2", finals={"n1": "a5"}), "had superseded"),
+        (story(["a1"], acked="a1", finals={"n1": ""}), "newer ones"),
+        (story(["a1"], finals={"n1": "x9"}), "nobody wrote"),
+    ],
+)
+def test_last_writer_wins(history, words):
+    """Each row: with what is left, the LWW judge complains in these words."""
+    found = checkers.check_last_writer_wins(history)
+    assert rules(found) == ["LWW"]
+    assert words in found[0].text
+
+
+def test_the_older_of_two_concurrent_writes_may_lose():
+    """Last writer wins: that is what its user asked for."""
+    assert checkers.check_last_writer_wins(story(["a1", "b2"], acked="a1 b2", finals={"n1": "b2"})) == []
+
+
+def test_sets_lose_nothing_and_invent_nothing():
+    """C1: acknowledged elements stay, nobody's do not appear, unacknowledged ones that stay are counted."""
+    found, recovered = checkers.check_set("k", {1, 2, 3}, {1, 2}, {"n1": {1, 2, 3}})
+    assert (found, recovered) == ([], 1)
+    found, _ = checkers.check_set("k", {1, 2, 3}, {1, 2}, {"n1": {1, 2}, "n2": {1}})
+    assert rules(found) == ["C1"]
+    assert "lost at n2" in found[0].text
+    found, _ = checkers.check_set("k", {1}, {1}, {"n1": {1, 7}})
+    assert rules(found) == ["C1"]
+    assert "nobody added" in found[0].text
+
+
+def test_a_get_after_an_ack_shows_the_write():
+    """FRESH: a get that began before the ack may miss the write, one after it may not; a successor will do."""
+    stale = story(["a1", "b1"], acked="a1", gets=["b1"])
+    assert rules(checkers.check_fresh(stale)) == ["FRESH"]
+    assert checkers.check_fresh(story(["a1", "b1: a1"], acked="a1", gets=["b1"])) == []
+    stale.reads[0].invoked_at = 1.4
+    assert checkers.check_fresh(stale) == []
+    stale.reads[0].invoked_at, stale.reads[0].status = 100.0, Status.REJECTED
+    assert checkers.check_fresh(stale) == []
+
+
+def test_a_process_reads_its_own_writes():
+    """C3: missing one's own acknowledged write is a violation if strict, else counted; so is going back in time, always."""
+    history = story(["a1", "b1"], acked="a1", gets=["a1", "b1"])
+    found, counts = checkers.check_sessions(history)
+    assert rules(found) == ["C3"]
+    assert counts == {"session.reads": 2, "session.stale_own": 1, "session.back_in_time": 1}
+    found, counts = checkers.check_sessions(history, strict=False)
+    assert (found, counts["session.stale_own"]) == ([], 1)
+    for write in history.writes.values():
+        write.process = 5
+    assert checkers.check_sessions(history)[0] == []
+
+
+def test_owners_converge_to_the_same_canonical_bytes():
+    """C5: other bytes are a violation even if they mean the same, and so are bytes that the encoder would not make."""
+    assert rules(checkers.check_convergence(story(["a1"], finals={"n1": "a1", "n2": ""}))) == ["C5"]
+    history = story(["a1"], finals={"n1": "a1", "n2": "a1"})
+    assert checkers.check_convergence(history) == []
+    history.finals["n2"].canonical = False
+    assert "not canonical" in checkers.check_convergence(history)[0].text
+
+
+def test_nothing_fails_in_quiet_times():
+    """C8: no quorum, or no answer, outside the disturbed times; other refusals are the client's affair."""
+    tries = [Try("n1", 10.0, 10.1, Status.OK), Try("n1", 10.0, 10.1, Status.REJECTED, Code.TOOMANYSIBLINGS)]
+    assert checkers.check_available(tries, []) == []
+    failed = Try("n1", 10.0, 12.0, Status.UNKNOWN, Code.NOQUORUM)
+    silent = Try("n1", 10.0, 14.0, Status.UNKNOWN)
+    assert rules(checkers.check_available([failed], [])) == ["C8"]
+    assert rules(checkers.check_available([silent], [])) == ["C8"]
+    assert checkers.check_available([failed, silent], [(11.0, 30.0)]) == []
+    assert rules(checkers.check_available([failed], [(12.5, 30.0)])) == ["C8"]
+
+
+def test_rejected_means_never_minted():
+    """P7."""
+    history = story(["a1"])
+    history.writes[1].status = Status.REJECTED
+    assert rules(checkers.check_rejected(history)) == ["P7"]
+    history.writes[1].status = Status.UNKNOWN
+    assert checkers.check_rejected(history) == []
+
+
+@pytest.mark.parametrize(
+    ("expires_at_ms", "shown", "words"),
+    [
+        (8_000, True, "after it expired"),
+        (12_000, False, "hides"),
+        (0, False, "hides"),
+        (8_000, False, ""),
+        (12_000, True, ""),
+        (0, True, ""),
+        (9_500, True, ""),  # within the slack, both may be
+        (9_500, False, ""),
+    ],
+)  # fmt: skip
+def test_values_are_shown_until_they_expire(expires_at_ms, shown, words):
+    """TTL, for a get at 10,000 ms with a second of slack."""
+    history = story(["a1"], gets=["a1"])
+    history.writes[1].expires_at_ms = expires_at_ms
+    if not shown:
+        history.reads[0].shown = ()
+    found = checkers.check_expiry(history, slack_ms=1000)
+    assert rules(found) == (["TTL"] if words else [])
+    assert not words or words in found[0].text
+
+
+# --- ledgers -----------------------------------------------------------------------------------------------------------
+
+
+def record(*names: str, clock: dict[str, int] | None = None, value: bytes = b"1:0", request_id: bytes = b"") -> Record:
+    """A record of these dots, with the least clock for them or a given one."""
+    found = tuple(Version(*dot(name), value, 0, request_id) for name in sorted(names))
+    return Record(clock if clock is not None else {v.actor: v.counter for v in found}, found)
+
+
+def stage(ledger: DotLedger, node: str, staged: Record, *, before: Record | None = None, key: bytes = b"k", boot: int = 1):
+    """``node`` stages a record under its actor ``node/s``."""
+    return ledger.staged(node, f"{node}/s", boot, key, lambda: before or Record({}, ()), staged)
+
+
+def test_dots_are_minted_once_and_spread_unchanged():
+    """C7, the good story: a mint, its copy at another node, the next mint on top."""
+    ledger = DotLedger()
+    minted, wrong = stage(ledger, "a", record("a1"))
+    assert ([v.dot for v in minted], wrong) == ([dot("a1")], [])
+    assert stage(ledger, "b", record("a1")) == ([], [])
+    assert stage(ledger, "a", record("a1"), before=record("a1")) == ([], [])
+    assert stage(ledger, "a", record("a2"), before=record("a1"))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("node", "staged", "before", "words"),
+    [
+        ("b", record("a1", value=b"2:0"), None, "it was minted with"),  # one dot, two values
+        ("b", record("c9"), None, "never minted"),  # thin air
+        ("a", record("a2"), Record({}, ()), "without accounting for"),  # invariant A: it has forgotten a1
+        ("a", record("a0"), record("a1"), "not above all earlier"),  # the counter goes back
+        ("a", record("a2", request_id=b"w1"), record("a1"), "stamps a request twice"),
+    ],
+)
+def test_the_dot_ledger_finds(node, staged, before, words):
+    """C7: each row is found at the very staging."""
+    ledger = DotLedger()
+    assert stage(ledger, "a", record("a1", request_id=b"w1" if staged.versions[0].request_id else b""))[1] == []
+    _, wrong = stage(ledger, node, staged, before=before)
+    assert [rule for rule, _ in wrong] == ["C7"]
+    assert words in wrong[0][1]
+
+
+def test_a_dot_names_one_key_and_a_node_mints_as_its_present_actor():
+    """C7: a dot under a second key, and a mint under an ended stint, are found."""
+    ledger = DotLedger()
+    stage(ledger, "a", record("a1"))
+    assert "it was minted with" in stage(ledger, "a", record("a1"), key=b"other")[1][0][1]
+    _, wrong = ledger.staged("a", "a/new", 2, b"k", lambda: record("a1"), record("a1", "a2"))
+    assert "goes by a/new now" in wrong[0][1]
+
+
+def test_a_restarted_node_may_stamp_a_retry_again():
+    """C7: what a coordinator remembers of requests ends with its life."""
+    ledger = DotLedger()
+    stage(ledger, "a", record("a1", request_id=b"w1"))
+    assert stage(ledger, "a", record("a2", request_id=b"w1"), before=record("a1"), boot=2)[1] == []
+
+
+def test_an_ack_means_w_safe_copies():
+    """C9: the write is accounted for on W disks, by itself or by what superseded it."""
+    one, two = {"a": record("a1")}, {"a": record("a1"), "b": record(clock={"a/s": 3})}
+    assert rules(check_durable("k", [dot("a1")], 2, one, 0.0)) == ["C9"]
+    assert check_durable("k", [dot("a1")], 2, two, 0.0) == []
+    assert rules(check_durable("k", [dot("a1")], 3, two, 0.0)) == ["C9"]
+    assert "covers no version" in check_durable("k", [], 2, two, 0.0)[0].text
+
+
+# --- history -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_tells_its_write():
+    """Values are unique, and deletes are known by their request ids; anything else is nobody's."""
+    assert parse_value(value_bytes(17, 0b101)) == (17, 5)
+    assert write_of(value_bytes(17), b"") == 17
+    assert write_of(None, b"w17") == 17
+    assert write_of(b"milk", b"w17") is None
+    assert write_of(None, b"fwd:n1/3") is None
+
+
+def test_a_story_tells_tries_gets_mints_and_the_end():
+    """``describe`` is what a developer reads first."""
+    history = story(["a1", "b1: a1"], acked="a1", gets=["b1"], finals={"n1": "b1"})
+    history.writes[1].tries.append(Try("n1", 0.5, 0.9, Status.OK))
+    text = "\n".join(describe(history))
+    for part in ("put #1 via n1", "get via n1", "b mints version", "final n1"):
+        assert part in text
+    assert "earlier lines" in describe(history, limit=2)[0]
