@@ -103,6 +103,8 @@ def test_missing_and_deleted_keys_are_exit_code_1(dev):
         done = dev.at(3, command, "brief")
         assert (done.returncode, done.stdout) == (1, "")
         assert "brief is not there" in done.stderr
+    done = dev.at(3, "get", "brief", "--json")
+    assert (done.returncode, json.loads(done.stdout)["siblings"]) == (1, [])
 
 
 def test_del_with_a_context_leaves_what_it_does_not_cover(dev):
@@ -375,14 +377,17 @@ def test_what_an_earlier_run_left_is_stopped_first(tmp_path, start_dev):
     assert first.end() == 0
     wait = [sys.executable, "-c", "import time; time.sleep(600)"]
     with subprocess.Popen([*wait, str(first.directory / "n1" / "data")]) as ours, subprocess.Popen(wait) as foreign:
-        state = json.loads((first.directory / "dev.json").read_text())
-        state["nodes"][0]["pid"], state["nodes"][1]["pid"] = ours.pid, foreign.pid
-        (first.directory / "dev.json").write_text(json.dumps(state))
-        second = start_dev(first.directory, port=first.port, nodes=2).wait_ready()
-        assert second.said(f"stopping n1 (process {ours.pid})")
-        assert ours.wait(20) == -signal.SIGTERM
-        assert foreign.poll() is None
-        foreign.kill()
+        try:
+            state = json.loads((first.directory / "dev.json").read_text())
+            state["nodes"][0]["pid"], state["nodes"][1]["pid"] = ours.pid, foreign.pid
+            (first.directory / "dev.json").write_text(json.dumps(state))
+            second = start_dev(first.directory, port=first.port, nodes=2).wait_ready()
+            assert second.said(f"stopping n1 (process {ours.pid})")
+            assert ours.wait(20) == -signal.SIGTERM
+            assert foreign.poll() is None
+        finally:
+            ours.kill()
+            foreign.kill()
 
 
 def test_a_node_that_cannot_start_ends_the_cluster(tmp_path, start_dev):
@@ -402,7 +407,7 @@ def test_a_node_that_cannot_start_ends_the_cluster(tmp_path, start_dev):
 # --- cartwheel start ---
 
 
-def test_one_node_by_itself(tmp_path):
+def test_one_node_by_itself(tmp_path, request):
     """It says where it serves, ends cleanly on SIGTERM, and keeps its secret: a context is good after a restart."""
     port = free_base_port(1)
     flags = ["--resp-port", str(port), "--peer-port", str(port + 2), "--data", str(tmp_path / "data")]
@@ -416,6 +421,7 @@ def test_one_node_by_itself(tmp_path):
                 stderr=file,
                 env=environment(tmp_path),
             )
+        request.addfinalizer(process.kill)
         wait_until(lambda: b"is serving" in output.read_bytes() or process.poll() is not None, "ready")  # noqa: B023
         text = output.read_text()
         assert f"127.0.0.1:{port}" in text

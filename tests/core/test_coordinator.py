@@ -1382,3 +1382,31 @@ def test_a_get_at_a_later_moment_or_of_another_key_or_bucket_reads_for_itself(wi
     ]
     assert len(reads_asked(simultaneous(node, *gets))) == 8
     assert len(reads_asked(simultaneous(node, ClientGet("e", "0", b"k"), now_s=100.1))) == 2
+
+
+def test_a_get_never_joins_a_reading_that_is_over(wire):
+    """Where R is one the first client is answered at once, and the second is not forgotten."""
+    wire.set_bucket("a", "0", r=1)
+    wire.handle_at_once("a", ClientGet("one", "0", KEY), ClientGet("two", "0", KEY))
+    assert set(wire.replies) >= {"one", "two"}
+
+
+def test_a_get_with_its_own_timeout_has_its_own_reading(wire):
+    """It fails at its deadline, the other goes on until the configured one."""
+    wire.split("a", "b", "c")
+    wire.handle_at_once("a", ClientGet("plain", "0", KEY), ClientGet("quick", "0", KEY, timeout_s=0.5))
+    wire.run()
+    wire.replies.clear()
+    wire.advance(0.6)
+    assert set(wire.replies) == {"quick"}
+    wire.advance(2)
+    assert set(wire.replies) == {"plain", "quick"}
+
+
+def test_all_who_share_a_reading_are_told_of_its_failure(wire):
+    """Each once."""
+    wire.split("a", "b", "c")
+    wire.handle_at_once("a", *[ClientGet(f"c{i}", "0", KEY) for i in range(3)])
+    wire.run()
+    wire.advance(2.1)
+    assert [wire.replies[f"c{i}"].code for i in range(3)] == [Code.NOQUORUM] * 3

@@ -141,8 +141,14 @@ class Wire:
 
     def handle(self, name: NodeId, event: Event) -> None:
         """Give one event to a node, and run until the wire is quiet."""
-        self._step(name, event)
+        self.handle_at_once(name, event)
         self.run()
+
+    def handle_at_once(self, name: NodeId, *events: Event) -> None:
+        """Give events of one moment to a node; what it sends waits for ``run``."""
+        self.now_s += 1e-6  # messages have left since the last moment
+        for event in events:
+            self._step(name, event)
 
     def run(self) -> None:
         """Deliver until nothing is under way."""

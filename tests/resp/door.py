@@ -23,7 +23,7 @@ from cartwheel.runtime.datadir import open_datadir
 from cartwheel.runtime.resp.gateway import DoorSettings
 from cartwheel.runtime.resp.protocol import Connection
 from cartwheel.runtime.resp.server import RespServer
-from cartwheel.runtime.server import Server
+from cartwheel.runtime.server import Server, loop_factory
 from cartwheel.runtime.settings import MemberSpec, ServerSettings, new_secret
 
 DEADLINE_S = 20.0
@@ -71,7 +71,7 @@ class NodeThread:
     """A whole node with its door, on a loop in a thread."""
 
     def __init__(self, folder: Path) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = (loop_factory() or asyncio.new_event_loop)()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.node: Server = asyncio.run_coroutine_threadsafe(self._start(folder), self.loop).result(DEADLINE_S)
@@ -89,7 +89,7 @@ class NodeThread:
             q=16,
             initial_cluster=(MemberSpec("n1", "127.0.0.1:7702", host="h1"),),
         )
-        datadir = open_datadir(folder, cluster=settings.cluster, node=settings.node, engine=settings.engine)
+        datadir = open_datadir(folder, cluster=settings.cluster, node=settings.node, engine=settings.engine, q=settings.q)
         node = Server(settings, datadir)
         await node.start()
         return node
@@ -201,6 +201,9 @@ class Wire(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.closed
         self.sent += data
+
+    def is_closing(self) -> bool:
+        return self.closed
 
     def close(self) -> None:
         self.closed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 import hiredis
 import pytest
@@ -157,3 +158,18 @@ def test_a_protocol_error_answers_and_closes(bare):
     assert bare.read() == b"PONG"
     assert isinstance(bare.read(), hiredis.ReplyError)
     assert bare.closed()
+
+
+def test_clients_that_vanish_break_nothing(door, bare, key):
+    """Reset connections in the middle of pipelines, of values, and of replies."""
+    data = (
+        encode("SET", key, "x" * 50_000) + encode("GET", key) * 200 + encode("KEYS", "*") + encode("SET", key, "y" * 9)
+    )
+    for size in range(1, len(data), len(data) // 40):
+        vanishing = Bare(door.port)
+        vanishing.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        vanishing.send(data[:size])
+        vanishing.close()
+    assert bare.ask("PING") == b"PONG"
+    wait_until(lambda: not door.call(lambda: sum(each.under_way for each in door.server.connections.values())), "rest")
+    assert bare.ask("SET", key, "1") == b"OK"

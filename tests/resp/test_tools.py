@@ -34,17 +34,17 @@ class Terminal:
         environment = os.environ | {"TERM": "xterm", "HOME": "/nonexistent"}
         self.process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
         os.close(inner)
-        self.shown = ""
+        self.unread = ""
 
     def read_until(self, text: str) -> str:
-        """All that is shown until ``text`` is."""
+        """All that is shown until ``text`` is; what comes after it is left for the next call."""
         deadline = time.monotonic() + DEADLINE_S
-        self.shown = ""
-        while text not in self.shown:
-            assert time.monotonic() < deadline, f"{text!r} is not in {self.shown!r}"
+        while text not in self.unread:
+            assert time.monotonic() < deadline, f"{text!r} is not in {self.unread!r}"
             if select.select([self.fd], [], [], 0.5)[0]:
-                self.shown += os.read(self.fd, 65536).decode("utf-8", "replace")
-        return self.shown
+                self.unread += os.read(self.fd, 65536).decode("utf-8", "replace")
+        before, _, self.unread = self.unread.partition(text)
+        return before + text
 
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())

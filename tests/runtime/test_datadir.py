@@ -15,7 +15,7 @@ from cartwheel.core.storage import Space
 from cartwheel.runtime.datadir import FORMAT, open_datadir
 from cartwheel.runtime.engines import ENGINES
 
-MINE = {"cluster": "shop", "node": "a", "engine": "rocksdb"}
+MINE = {"cluster": "shop", "node": "a", "engine": "rocksdb", "q": 64}
 
 
 def mode(path: Path) -> int:
@@ -39,20 +39,20 @@ def mine(tmp_path):
 def test_made_where_there_was_none(engine, tmp_path):
     """A new directory, parents too, is private, says whose it is, and opens again for the same node."""
     path = tmp_path / "parent" / "data"
-    directory = open_datadir(path, cluster="shop", node="a", engine=engine)
+    directory = open_datadir(path, cluster="shop", node="a", engine=engine, q=64)
     assert mode(path) == 0o700
     assert directory.path == path
     assert directory.engine.name == engine
     assert directory.identity.created.endswith("+00:00")
     assert identity_of(path) == {
-        "format": FORMAT, "cluster": "shop", "node": "a", "engine": engine, "created": directory.identity.created,
+        "format": FORMAT, "cluster": "shop", "node": "a", "engine": engine, "q": 64, "created": directory.identity.created,
     }  # fmt: skip
     assert (path / "lock").read_text() == f"{os.getpid()}\n"
     assert not (path / "CARTWHEEL.tmp").exists()
     directory.engine.apply(({b"k": b"v"}, {}, {}), sync=True)
     directory.close()
 
-    again = open_datadir(path, cluster="shop", node="a", engine=engine)
+    again = open_datadir(path, cluster="shop", node="a", engine=engine, q=64)
     assert again.identity == directory.identity
     assert again.engine.get(Space.RECORDS, b"k") == (None if engine == "memory" else b"v")
     again.close()
@@ -82,6 +82,7 @@ def test_made_again_where_only_the_engine_is_missing(mine):
         ({"cluster": "other"}, "belongs to cluster 'shop', not 'other'; name another directory"),
         ({"node": "b"}, "belongs to node 'a', not 'b'; name another directory"),
         ({"engine": "lmdb"}, "with the storage engine 'rocksdb', not 'lmdb'; set the engine to 'rocksdb'"),
+        ({"q": 128}, "of a ring of 64 partitions, not 128: set q to 64"),
         ({"engine": "sqlite"}, "unknown storage engine 'sqlite': choose one of rocksdb, lmdb, memory"),
     ],
 )
@@ -151,7 +152,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from cartwheel.runtime.datadir import open_datadir
-directory = open_datadir(Path(sys.argv[1]), cluster="shop", node="a", engine="rocksdb")
+directory = open_datadir(Path(sys.argv[1]), cluster="shop", node="a", engine="rocksdb", q=64)
 print("open", flush=True)
 sys.stdin.read()
 """

@@ -150,7 +150,8 @@ def test_plans_keep_the_premises():
         profiles.add(plan.profile)
         kinds = {fault.kind for fault in plan.faults}
         losing = {node for fault in plan.faults if fault.kind in {Kind.FLIP, Kind.WIPE} for node in fault.nodes}
-        assert losing <= {plan.victim} and (not plan.victim or plan.w > 1)
+        assert losing <= {plan.victim}
+        assert not plan.victim or plan.w > 1
         if plan.durability != "sync":
             assert not kinds & {Kind.POWER, Kind.SYNC_ERROR, Kind.WIPE}
         if plan.durability == "memory":

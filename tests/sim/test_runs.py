@@ -24,26 +24,26 @@ CAUGHT_AT = {
     "answer-before-r": 0,
     "blind-beside": 0,
     "bytes-not-canonical": 0,
-    "clean-mark-stays": 22,
-    "clock-does-not-follow": 59,
+    "clean-mark-stays": 48,
+    "clock-does-not-follow": 7,
     "context-ignored": 0,
-    "counter-restarts": 2,
+    "counter-restarts": 4,
     "expired-is-shown": 0,
     "failed-means-rejected": 1,
-    "forward-without-id": 1,
-    "late-answer-matches": 13,
+    "forward-without-id": 4,
+    "late-answer-matches": 6,
     "merge-drops-sibling": 1,
-    "refusal-relayed": 23,
-    "repair-undoes-delete": 9,
+    "refusal-relayed": 1,
+    "repair-undoes-delete": 8,
     "reply-before-w": 0,
     "request-id-ignored": 0,
     "retry-from-memory": 1,
     "server-clock": 0,
-    "staged-is-shown": 28,
-    "stamp-without-read": 54,
+    "staged-is-shown": 4,
+    "stamp-without-read": 8,
 }
-"""Bug -> the first seed that catches it, so that the test need not search. When the drawing of plans or the core changes, the test
-searches on (``SEARCH`` seeds from here, then from 0); ``python -m cartwheel.sim --bugs`` prints the new table."""
+"""Bug -> the first seed that catches it, so that the test need not search. When the drawing of plans or the core changes, it
+searches on (``SEARCH`` seeds from here, then from 0); ``python -m cartwheel.sim --bugs --seconds 30`` prints new ones."""
 SEARCH = 150
 
 
@@ -69,9 +69,20 @@ def test_healthy_runs_keep_every_promise():
     """Twenty seeds of all kinds without a violation, in which much went wrong and much went through."""
     reports = list(run_seeds(range(20), Options(40.0)))
     assert {r.seed: [str(v) for v in r.violations] for r in reports if r.violations} == {}
-    marks, outcomes = (sum((getattr(r, name) for r in reports), type(reports[0].marks)()) for name in ("marks", "outcomes"))
+    marks, outcomes = (
+        sum((getattr(r, name) for r in reports), type(reports[0].marks)()) for name in ("marks", "outcomes")
+    )
     for mark in (
-        *("crash.kill", "crash.power", "crash.stop", "fault.cut", "fault.pause", "net.lost", "net.repeated", "net.peer_down"),
+        *(
+            "crash.kill",
+            "crash.power",
+            "crash.stop",
+            "fault.cut",
+            "fault.pause",
+            "net.lost",
+            "net.repeated",
+            "net.peer_down",
+        ),
         *("client.retried", "client.sent_again", "siblings", "core.puts_forwarded", "core.puts_repeated"),
         *("core.read_repairs_received", "mints"),
     ):

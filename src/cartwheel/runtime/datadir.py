@@ -1,6 +1,6 @@
 """A node's data directory: whose it is, that only one process uses it, and the storage engine in it.
 
-    DIR/CARTWHEEL    whose: format, cluster, node, engine, time of creation (JSON). Written once
+    DIR/CARTWHEEL    whose: format, cluster, node, engine, partitions of the ring, time of creation (JSON). Written once
     DIR/lock         held (flock) while a node runs; holds its process id
     DIR/engine/      the engine's own files
 
@@ -46,6 +46,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     node: str
     engine: str
+    q: int
+    """Partitions of the ring."""
     created: str
     """UTC, ISO 8601. For people."""
 
@@ -78,7 +80,7 @@ class DataDir:
             os.close(lock)
 
 
-def open_datadir(path: Path, *, cluster: str, node: str, engine: str) -> DataDir:
+def open_datadir(path: Path, *, cluster: str, node: str, engine: str, q: int) -> DataDir:
     """Open the data directory of ``node``; create it (mode 0700) if there is none or an empty one.
 
     Raises:
@@ -99,10 +101,10 @@ def open_datadir(path: Path, *, cluster: str, node: str, engine: str) -> DataDir
             identity = _read_identity(path)
             if identity is None:
                 _check_unused(path)
-                identity = Identity(format=FORMAT, cluster=cluster, node=node, engine=engine, created=_now())
+                identity = Identity(format=FORMAT, cluster=cluster, node=node, engine=engine, q=q, created=_now())
                 _write_identity(path, identity)
             else:
-                _check_identity(path, identity, cluster, node, engine)
+                _check_identity(path, identity, cluster, node, engine, q)
             if engine != "memory":
                 _make_folder(path / ENGINE_FOLDER)
         except OSError as error:
@@ -200,7 +202,7 @@ def _write_identity(path: Path, identity: Identity) -> None:
     _sync_folder(path)
 
 
-def _check_identity(path: Path, identity: Identity, cluster: str, node: str, engine: str) -> None:
+def _check_identity(path: Path, identity: Identity, cluster: str, node: str, engine: str, q: int) -> None:
     if identity.cluster != cluster:
         raise ConfigError(
             f"data directory {path} belongs to cluster {identity.cluster!r}, not {cluster!r}; name another directory, or "
@@ -215,4 +217,9 @@ def _check_identity(path: Path, identity: Identity, cluster: str, node: str, eng
         raise ConfigError(
             f"data directory {path} was made with the storage engine {identity.engine!r}, not {engine!r}; set the engine to "
             f"{identity.engine!r}, or start with an empty directory and let the other replicas fill it"
+        )
+    if identity.q != q:
+        raise ConfigError(
+            f"data directory {path} is of a ring of {identity.q} partitions, not {q}: set q to {identity.q}; it is fixed when "
+            "a cluster is created"
         )

@@ -39,6 +39,8 @@ class Hello(msgspec.Struct, array_like=True, tag="hello"):
     """The dialer's boot nonce: two processes with one node id differ in it."""
     wanted: NodeId
     challenge: bytes
+    q: int
+    """Partitions of the dialer's ring: a peer that cuts the ring otherwise would look for keys elsewhere."""
 
 
 class Welcome(msgspec.Struct, array_like=True, tag="welcome"):

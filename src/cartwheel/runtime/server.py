@@ -53,9 +53,7 @@ class Server:
         self._datadir = datadir
         boot = secrets.randbits(32)
         store = Store(datadir.engine)
-        self.node = Node(
-            self.config, store, history=first_history(settings), stint=new_stint(), boot=boot
-        )
+        self.node = Node(self.config, store, history=first_history(settings), stint=new_stint(), boot=boot)
         self._driver = Driver(self.node, store, datadir.engine, on_halt=self._halt)
         self._peers = Peers(self.node, boot=boot, secret=settings.secret, submit=self._driver.submit)
         self.resp = RespServer(self, settings.host, settings.resp_port)
@@ -161,7 +159,9 @@ def run(settings: ServerSettings, on_ready: Callable[[Server], None]) -> int:
     """
     assert_assertions()
     raise_file_limit()
-    datadir = open_datadir(settings.data, cluster=settings.cluster, node=settings.node, engine=settings.engine)
+    datadir = open_datadir(
+        settings.data, cluster=settings.cluster, node=settings.node, engine=settings.engine, q=settings.q
+    )
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(settings, datadir, on_ready))

@@ -167,6 +167,9 @@ class Peers:
             )
         if hello.wanted != self.me:
             return f"this is node {self.me!r}, not {hello.wanted!r}"
+        q = self.node.local.config.q
+        if hello.q != q:
+            return f"this ring has {q} partitions, yours {hello.q}: set q to {q} there, on an empty directory"
         ring = self.node.local.ring
         if ring is None or hello.node not in ring.members:
             return f"{hello.node!r} is not a member of this cluster"
@@ -250,7 +253,16 @@ class Link(_Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         peers = self._peers
-        hello = Hello(PROTOCOL_MIN, PROTOCOL_MAX, peers.cluster, peers.me, peers.boot, self.node, self._challenge)
+        hello = Hello(
+            PROTOCOL_MIN,
+            PROTOCOL_MAX,
+            peers.cluster,
+            peers.me,
+            peers.boot,
+            self.node,
+            self._challenge,
+            peers.node.local.config.q,
+        )
         self._write(encode_hand(hello))
 
     def _frame(self, payload: bytes | memoryview) -> None:

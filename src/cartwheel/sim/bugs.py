@@ -119,7 +119,7 @@ def blind_beside() -> list[Patch]:
     return [(puts.Puts, "_stamp", stamp)]
 
 
-@bug("C7", profile="power", keys=2, sync_s=0.05)
+@bug("C7", profile="power", keys=2, sync_s=0.2, processes=30)
 def clean_mark_stays() -> list[Patch]:
     """The mark of a clean stop is not taken off the disk at the start, so the next crash passes for a clean stop: the stint goes
     on though the node has forgotten dots that its replicas hold, and a fresh dot silently covers them (riak_kv#679)."""
@@ -133,7 +133,7 @@ def clean_mark_stays() -> list[Patch]:
     return [(storage.Store, "stage", stage)]
 
 
-@bug("C7", "invariant")
+@bug("C7", "invariant", profile="power", keys=2, sync_s=0.05)
 def counter_restarts() -> list[Patch]:
     """After a crash the stint goes on, and the clock begins at the wall time without its mark: dots are forgotten, or used
     twice."""
@@ -194,7 +194,7 @@ def bytes_not_canonical() -> list[Patch]:
     return [(versions, "_encoder", msgspec.msgpack.Encoder())]
 
 
-@bug("C2", "C6", profile="network", keys=3, processes=40, weather=_LOSSY)
+@bug("C2", "C6", profile="network", keys=2, r=1, w=1, processes=40, weather=_LOSSY)
 def stamp_without_read() -> list[Patch]:
     """Ours: the context names a write that the coordinator has not heard of, the quorum read for it fails, and the put is
     stamped all the same. What its client had seen stays beside the new write, a false sibling (seed 83)."""
@@ -205,23 +205,11 @@ def stamp_without_read() -> list[Patch]:
     return [(puts.Puts, "_coordinate", coordinate)]
 
 
-@bug(
-    "LWW",
-    "C5",
-    profile="network",
-    reconcile="lww",
-    keys=2,
-    processes=40,
-    weather=_LOSSY,
-    clock_offset_ms=(200, -200) * 5,
-)
+@bug("LWW", profile="wild clocks", reconcile="lww", keys=2, r=1, w=1, clock_offset_ms=(4000, -4000, 0) * 5)
 def clock_does_not_follow() -> list[Patch]:
     """Last writer wins without observing what a write supersedes: through a node whose clock is behind, the later write has
     the earlier reading, and loses (10 to 20 % of updates in one report on a wide-column store)."""
-    return [
-        (puts.Puts, "_observe", lambda self, put, supersedes, plan: None),
-        (clock.HybridClock, "observe", lambda self, remote, wall_ms: None),
-    ]
+    return [(puts.Puts, "_observe", lambda self, put, supersedes, plan: None)]
 
 
 # --- quorum and durability ---------------------------------------------------------------------------------------------
@@ -346,7 +334,7 @@ def failed_means_rejected() -> list[Patch]:
     return [(puts.Writing, "fail", fail)]
 
 
-@bug("P7", profile="network", weather=_LATE)
+@bug("P7", profile="network", r=1, w=3, processes=20, weather=_LATE)
 def refusal_relayed() -> list[Patch]:
     """Ours: an owner's refusal of a forwarded put is relayed as "rejected". The network repeats the Forward, and by then the
     owner can take it (seed 23)."""

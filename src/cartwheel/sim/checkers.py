@@ -7,6 +7,7 @@
     C3     sessions               a process reads its own writes; going back in time is counted
     FRESH  quorums overlap        with R+W>N and no fallbacks a get sees every put acknowledged before it
     C5     convergence            healed and read once, all owners hold the same canonical bytes
+    SCAN   scan                   after healing, a walk through the pages shows each live key once
     C8     availability           while nothing disturbs the cluster, nothing fails
     P7     honest failures        "rejected" means certainly not applied
     TTL    expiry                 a value is shown until it expires, and never after
@@ -226,6 +227,19 @@ def check_convergence(history: KeyHistory) -> list[Violation]:
         held = "; ".join(f"{n}: {_told(history, f.dots) or 'nothing'}" for n, f in sorted(history.finals.items()))
         found.append(Violation("C5", history.key, f"owners differ after healing: {held}"))
     return found
+
+
+def check_scan(histories: Iterable[KeyHistory], scanned: Sequence[str], *, ended: bool) -> list[Violation]:
+    """SCAN: after healing, walking through the pages shows every live key once, and no other."""
+    if not ended:
+        return [Violation("SCAN", "", f"the walk did not reach its end; it showed {len(scanned)} keys")]
+    found: list[Violation] = []
+    finals = {history.key: any(final.live for final in history.finals.values()) for history in histories}
+    for key, live in sorted(finals.items()):
+        times = scanned.count(key)
+        if times != live:
+            found.append(Violation("SCAN", key, f"shown {times} times, but it is {'live' if live else 'not there'}"))
+    return found + [Violation("SCAN", key, "nobody ever wrote it") for key in sorted(set(scanned) - finals.keys())]
 
 
 def check_available(tries: Iterable[Try], disturbed: Sequence[tuple[float, float]]) -> list[Violation]:

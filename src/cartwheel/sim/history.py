@@ -107,6 +107,8 @@ class Final:
     dots: tuple[Dot, ...] = ()
     canonical: bool = True
     """Whether the bytes are those that the one encoder makes of the record."""
+    live: bool = False
+    """Whether it shows any value."""
 
 
 @dataclass(slots=True)

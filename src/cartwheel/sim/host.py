@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 INVARIANTS_EVERY = 16
 """``Node.check`` runs after every sixteenth event: it costs as much as the event itself."""
+COMMIT_S_MAX = 3.0
+"""The slowest sync of the slowest disk: longer than a request waits, but over before the judgement."""
 TICK = Tick()
 
 
@@ -243,6 +245,7 @@ class Host:
             delay_s = self.dice.expovariate(1.0 / self.sync_s) * self.disk.slow
             if self.dice.random() < 0.01:
                 delay_s *= 10
+            delay_s = min(delay_s, COMMIT_S_MAX)
         elif any(group.spaces):
             delay_s = 0.00005 * self.disk.slow
         self.world.later(delay_s, self._commit, self.life, group, sync, held)

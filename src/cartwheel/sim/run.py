@@ -25,6 +25,7 @@ from cartwheel.sim.world import World
 SETTLE_S = 12.0
 """From the end of the faults to the first reading of everything: the links are up, old requests are over, and the last late frame
 (``CLOG_S + REPEAT_S_MAX``) has arrived by then."""
+SCAN_S = 3.0
 REPAIR_S = 5.0
 """A get waits ``straggler_timeout_s`` for the slowest answer, then repairs."""
 
@@ -90,6 +91,8 @@ def _drive(world: World, workload: Workload) -> None:
         workload.read_all()
         end_of_reading = world.now + REPAIR_S
         world.run_until(end_of_reading)
+    workload.scan_all()
+    world.run_until(world.now + SCAN_S)
 
 
 def _broken(error: AssertionError, at: float) -> Violation:
@@ -123,6 +126,10 @@ def judge(world: World, workload: Workload) -> list[Violation]:
         violations, counts = checkers.check_sessions(history, strict=plan.fresh and plan.reconcile == "siblings")
         found += violations
         world.marks.update(counts)
+    found += checkers.check_scan(world.histories.values(), world.scanned, ended=world.scan_ended)
+    epochs = {host.node.epoch.hex()[:8]: name for name, host in world.hosts.items()}
+    if len(epochs) > 1:
+        found.append(Violation("C5", "", f"nodes differ over the membership after healing: {epochs}"))
     if plan.profile == "calm":
         found += checkers.check_available(workload.tries, [(0.0, 3.0)])
     return found
@@ -184,7 +191,7 @@ def hunt(bug: str, seeds: range, options: Options) -> Report | None:
 
 
 def shrink(plan: Plan, *, bug: str = "", note: Callable[[str], None] = lambda text: None) -> Plan:
-    """A plan with few faults that still breaks the same rule (ddmin, Zeller and Hildebrandt 2002), cut off soon after."""
+    """A plan with few faults that still breaks the same rule (ddmin, Zeller and Hildebrandt 2002)."""
     first = run(plan, bug=bug)
     assert first.violations, "a run without violations has nothing to shrink"
     rule = first.violations[0].rule

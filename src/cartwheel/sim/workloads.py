@@ -4,6 +4,7 @@ A process sends one request at a time and remembers, for each key, the context i
 a client may do:
 
     get                        update: get, then put with its context     put with the context it has, fresh or stale
+    explain, scan, count, set a property of the bucket
     blind put (no context)     put beside everything (empty context)      delete with a context, blind delete
     values that expire         through owners and non-owners alike
 
@@ -22,7 +23,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cartwheel.core import versions
-from cartwheel.core.messages import ClientGet, ClientPut, Failure, Found, PutRequest, Result, Stored
+from cartwheel.core.messages import (
+    ClientBucketSet,
+    ClientCount,
+    ClientExplain,
+    ClientGet,
+    ClientPut,
+    ClientScan,
+    Event,
+    Failure,
+    Found,
+    Page,
+    PutRequest,
+    Result,
+    Stored,
+)
 from cartwheel.core.types import Clock, Dot, NodeId
 from cartwheel.sim.clocks import true_wall_ms
 from cartwheel.sim.faults import fork
@@ -47,9 +62,9 @@ class Session:
 
 
 REGISTERS = {
-    "get": 38, "update": 28, "put": 10, "blind": 6, "beside": 3, "delete": 8, "blind delete": 2, "expiring": 5
+    "get": 38, "update": 28, "put": 10, "blind": 6, "beside": 3, "delete": 8, "blind delete": 2, "expiring": 5, "look": 2
 }  # fmt: skip
-SETS = {"get": 30, "add": 70}
+SETS = {"get": 30, "add": 68, "look": 2}
 
 
 class Workload:
@@ -80,6 +95,20 @@ class Workload:
         nodes = self.world.plan.nodes
         for i, key in enumerate(sorted(self.world.histories)):
             self.processes[0].get(key, nodes[i % len(nodes)], lambda found: None)
+
+    def scan_all(self, cursor: int = 0) -> None:
+        """Walk through all keys, page by page, as a client at the first node would."""
+        world = self.world
+
+        def done(status: Status, result: Result | None) -> None:
+            if isinstance(result, Page):
+                world.scanned += [key.decode() for key in result.keys]
+                if result.cursor:
+                    self.scan_all(result.cursor)
+                else:
+                    world.scan_ended = True
+
+        world.call(world.plan.nodes[0], ClientScan(None, BUCKET, cursor, 7), done, timeout_s=CLIENT_TIMEOUT_S)
 
 
 class Process:
@@ -115,6 +144,8 @@ class Process:
         kind = self.dice.choices(self._kinds, self._weights)[0]
         if kind == "get":
             self.get(key, self._node(), lambda found: self._pause())
+        elif kind == "look":
+            self._look(key)
         elif kind in {"update", "add"} or (kind in {"put", "delete"} and key not in self.sessions):
             self.get(key, self._node(), lambda found: self._write_after_get(key, found))
         else:
@@ -125,6 +156,26 @@ class Process:
             self.world.later(self.dice.expovariate(20.0), self._write, key, "put")
         else:
             self._pause()
+
+    # --- everything else a client may ask ---
+
+    def _look(self, key: str) -> None:
+        """Ask what spans keys or changes none: these must be answered, and disturb nothing."""
+        dice, name = self.dice, key.encode()
+        looks: list[Event] = [
+            ClientExplain(None, BUCKET, name),
+            ClientScan(None, BUCKET, dice.randrange(1 << 64), 5),
+            ClientCount(None, BUCKET),
+            # A harmless property: what matters is that the history of changes travels.
+            ClientBucketSet(None, BUCKET, {"siblings_warn": str(dice.randint(20, 30))}),
+        ]
+        event = dice.choice(looks)
+
+        def done(status: Status, result: Result | None) -> None:
+            self.workload.outcomes[f"{type(event).__name__.removeprefix('Client').lower()} {status}"] += 1
+            self._pause()
+
+        self.world.call(self._node(), event, done, timeout_s=CLIENT_TIMEOUT_S)
 
     # --- gets ---
 

@@ -21,12 +21,12 @@ from cartwheel.core import versions
 from cartwheel.core.clock import reading
 from cartwheel.core.config import DURABILITY, BucketProps, Config
 from cartwheel.core.errors import CorruptData
-from cartwheel.core.messages import ClientGet, ClientPut, Event, Failure, Result, Stored, decode_batch
+from cartwheel.core.messages import Event, Failure, Result, Stored, decode_batch
 from cartwheel.core.ring import Change, ChangeKind, History, Member, fold
 from cartwheel.core.storage import CHECKSUM_BYTES, Space, record_key, split_record_key, unseal
 from cartwheel.core.types import Dot, NodeId
 from cartwheel.core.versions import EMPTY, Record
-from cartwheel.sim.clocks import EPOCH_MS, SimClock
+from cartwheel.sim.clocks import EPOCH_MS, SimClock, true_wall_ms
 from cartwheel.sim.faults import Fault, Kind, Plan, fork
 from cartwheel.sim.history import Final, KeyHistory, Mint, Status, Violation, Write, parse_value, write_of
 from cartwheel.sim.host import Host
@@ -66,6 +66,8 @@ class World:
         self.trace_lines: list[str] | None = [] if keep_trace else None
         self.events = 0
         self.healed = False
+        self.scanned: list[str] = []
+        self.scan_ended = False
         self._queue: list[tuple[float, int, int, Any, tuple[Any, ...]]] = []
         self._issued = 0
         self._ties = fork(plan.seed, "ties")
@@ -327,8 +329,7 @@ class World:
         """Send a client's request to a node. ``done`` is told exactly once how it ended."""
         self._calls += 1
         call = Call(self._calls, node, done, write)
-        assert isinstance(event, ClientGet | ClientPut)
-        event.client = call
+        event.client = call  # type: ignore[union-attr]
         self.later(self._dice.uniform(0.00005, 0.001), self._arrive, call, event)
         self.later(timeout_s, self._end_call, call, Status.UNKNOWN, None)
 
@@ -431,6 +432,7 @@ class World:
     def collect_finals(self) -> dict[str, dict[NodeId, set[int]]]:
         """Write into each history what the owners hold now. Returns the elements of the sets, by key and owner."""
         elements: dict[str, dict[NodeId, set[int]]] = {}
+        wall_ms = true_wall_ms(self.now)
         for key, history in sorted(self.histories.items()):
             at = record_key(BUCKET, key.encode())
             elements[key] = {}
@@ -439,6 +441,7 @@ class World:
                 record = _opened(at, sealed)
                 canonical = sealed is None or versions.encode(record) == sealed[CHECKSUM_BYTES:]
                 history.finals[node] = Final(sealed, tuple(v.dot for v in record.versions), canonical)
+                history.finals[node].live = bool(versions.siblings(record, wall_ms))
                 bits = 0
                 for version in record.versions:
                     if version.value is not None:

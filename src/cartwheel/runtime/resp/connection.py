@@ -131,6 +131,7 @@ def check_name(name: bytes) -> bytes:
     "Chooses a database (a bucket), by number or name.",
     group="connection",
     flags="fast",
+    barrier=True,  # commands under way look at the connection's bucket at each of their steps
     note="a name selects the bucket of that name",
 )
 def select(connection: Connection, args: Args) -> bytes:
@@ -207,7 +208,7 @@ def client_setinfo(connection: Connection, args: Args) -> bytes:
 def _describe(each: Connection, now_tick: int) -> str:
     """A connection as CLIENT LIST shows it. What has no meaning here is 0, so that programs find the fields they know."""
     gateway = each.gateway
-    unsent = each.transport.get_write_buffer_size()
+    unsent = each.unsent
     fields = {
         "id": each.id,
         "addr": each.address,

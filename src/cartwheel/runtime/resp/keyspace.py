@@ -126,7 +126,7 @@ def keys(connection: Connection, args: Args) -> Steps:
     group="server",
     barrier=True,
     flags="readonly fast",
-    note="an estimate: see the node's counts",
+    note="an estimate: expired keys count until they are reaped",
 )
 def dbsize(connection: Connection, args: Args) -> Steps:
     return reply.integer(counted((yield ClientCount(None, connection.bucket))))

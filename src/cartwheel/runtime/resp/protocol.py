@@ -150,12 +150,14 @@ class Connection(asyncio.Protocol):
         self._maybe_resume_reading()
 
     def _pause_reading(self) -> None:
-        if not self.read_paused and not self.closing:
+        if not self.read_paused and not self.closing and not self.transport.is_closing():
             self.read_paused = True
             self.transport.pause_reading()
 
     def _maybe_resume_reading(self) -> None:
-        if self.read_paused and not self.closing and not self.out_paused and len(self.waiting) <= WAITING_MAX // 2:
+        if self.closing or self.transport.is_closing():
+            return
+        if self.read_paused and not self.out_paused and len(self.waiting) <= WAITING_MAX // 2:
             self.read_paused = False
             self.transport.resume_reading()
 
@@ -335,19 +337,25 @@ class Connection(asyncio.Protocol):
         """Write all that is due, at once."""
         self.dirty = False
         out = self.out
-        if self.closed:
+        if self.closed or self.transport.is_closing():  # uvloop raises on a transport that is closed already
             out.clear()
+            return
         if out:
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             self.door.bytes_out += len(data)
             self.transport.write(data)
-        if self.closing and not self.pending and not self.waiting and not self.closed:
+        if self.closing and not self.pending and not self.waiting:
             self.transport.close()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of replies that the client has not taken yet."""
+        return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
 
     def kill(self) -> None:
         """Close at once: unsent replies are lost."""
-        self.closing = True
+        self.closing = self.closed = True
         self.waiting.clear()
         self.transport.abort()
 

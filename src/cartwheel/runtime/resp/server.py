@@ -131,7 +131,7 @@ class RespServer:
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         idle = self.settings.idle_timeout_s
         for each in list(self.connections.values()):
-            unsent = each.transport.get_write_buffer_size()
+            unsent = each.unsent
             if unsent > self.settings.output_bytes_max and unsent >= each.unsent_before > 0:
                 each.kill()  # it takes nothing of what it asked for
             elif idle and not each.under_way and self.tick - each.seen_tick > idle:

@@ -1,0 +1,288 @@
+"""Links between nodes: real sockets, real nodes, and strangers that must not become peers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cartwheel.core.config import Config
+from cartwheel.core.errors import PeerError
+from cartwheel.core.messages import Batch, CountAsk, Event, PeerDown, PeerUp, Received
+from cartwheel.core.node import Node
+from cartwheel.core.ring import Change, ChangeKind, History, Member
+from cartwheel.core.storage import MemoryEngine, Store
+from cartwheel.runtime import transport
+from cartwheel.runtime.frames import (
+    FrameReader,
+    Hello,
+    Proof,
+    Refusal,
+    Welcome,
+    decode_hand,
+    encode_hand,
+    frame,
+    prove,
+)
+from cartwheel.runtime.transport import Peers
+
+SECRET = b"the cluster's secret"
+DEADLINE_S = 20.0
+
+
+class Side:
+    """One node's end: its links, and the events that they gave it."""
+
+    def __init__(self, name: str, *, cluster: str = "shop", secret: bytes = SECRET, q: int = 8, boot: int = 1) -> None:
+        config = Config(node=name, cluster=cluster, secret=secret, q=q)
+        history = History(
+            Change(f"first:{n}", 1, n, ChangeKind.JOIN, member=Member(n, "127.0.0.1:1", "h")) for n in ("a", "b")
+        )
+        self.name = name
+        self.node = Node(config, Store(MemoryEngine()), history=history, stint=f"s{boot}", boot=boot)
+        self.node.start(0.0, 1)
+        self.events: list[Event] = []
+        self.heard = asyncio.Event()
+        self.peers = Peers(self.node, boot=boot, secret=secret, submit=self._submit)
+        self.port = 0
+
+    def _submit(self, event: Event) -> None:
+        self.events.append(event)
+        self.heard.set()
+
+    async def listen(self) -> None:
+        self.port = await self.peers.listen("127.0.0.1", 0)
+
+    async def until(self, kind: type) -> Event:
+        """The first event of this kind, once it is there."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                for event in self.events:
+                    if isinstance(event, kind):
+                        return event
+                self.heard.clear()
+                await self.heard.wait()
+
+    async def until_unreachable(self, node: str, words: str) -> None:
+        """Wait until the reason why ``node`` is unreachable has these words in it."""
+        async with asyncio.timeout(DEADLINE_S):
+            while words not in self.node.local.unreachable.get(node, ""):  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def sides(*made: Side):
+    """Listen with all of them, and stop them in the end."""
+    for side in made:
+        await side.listen()
+    try:
+        yield
+    finally:
+        for side in made:
+            await side.peers.stop()
+
+
+def run(story) -> None:
+    asyncio.run(story)
+
+
+def test_a_batch_arrives_whole_and_in_order():
+    """What is posted in one turn arrives as the peer's batch, with its epoch, in the order posted."""
+
+    async def story() -> None:
+        a, b = Side("a"), Side("b")
+        async with sides(a, b):
+            a.peers.dial({"a": "ignored", "b": f"127.0.0.1:{b.port}"})
+            await a.until(PeerUp)
+            asked = [CountAsk(i, "0") for i in range(600)]  # more than one frame takes
+            for message in asked:
+                a.peers.post("b", message)
+            a.peers.flush()
+            got: list[CountAsk] = []
+            while len(got) < 600:
+                received = await b.until(Received)
+                assert isinstance(received, Received)
+                assert received.src == "a"
+                assert received.batch.epoch == a.node.epoch
+                got += received.batch.messages
+                b.events.remove(received)
+            assert got == asked
+
+    run(story())
+
+
+def test_a_lost_peer_is_told_and_found_again():
+    """When the peer goes away the node hears PeerDown; when it is back, PeerUp."""
+
+    async def story() -> None:
+        a, b = Side("a"), Side("b")
+        async with sides(a, b):
+            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            await a.until(PeerUp)
+            a.events.clear()
+            await b.peers.stop()
+            await a.until(PeerDown)
+            a.peers.post("b", CountAsk(1, "0"))  # to nobody: dropped
+            a.peers.flush()
+            again = Side("b", boot=2)
+            again.port = await again.peers.listen("127.0.0.1", b.port)
+            await a.until(PeerUp)
+            await again.peers.stop()
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("dialer", "wanted", "words"),
+    [
+        ({"name": "a", "cluster": "other"}, "b", "this is cluster 'shop', not 'other'"),
+        ({"name": "a", "secret": b"another secret 123"}, "b", "does not hold the cluster's secret"),
+        ({"name": "a", "q": 16}, "b", "this ring has 8 partitions, yours 16"),
+        ({"name": "stranger"}, "b", "'stranger' is not a member"),
+        ({"name": "b", "boot": 2}, "a", "my own node id, in another process"),
+        ({"name": "a"}, "c", "this is node 'b', not 'c'"),
+    ],
+)
+def test_who_does_not_belong_is_refused_with_the_reason(dialer, wanted, words):
+    """Each row is a node that dials b and must not become its peer; it learns why."""
+
+    async def story() -> None:
+        b = Side("b")
+        wrong = Side(**dialer)
+        async with sides(b):
+            wrong.peers.dial({wanted: f"127.0.0.1:{b.port}"})
+            await wrong.until_unreachable(wanted, words)
+            assert not any(isinstance(event, PeerUp) for event in wrong.events)
+            assert b.events == []
+            await wrong.peers.stop()
+
+    run(story())
+
+
+def test_a_node_that_dials_itself_is_told_so():
+    """An address that leads back here would hand our own data to ourselves, and count our own ack twice."""
+
+    async def story() -> None:
+        a = Side("a")
+        async with sides(a):
+            a.peers.dial({"b": f"127.0.0.1:{a.port}"})
+            await a.until_unreachable("b", "I dialed myself")
+
+    run(story())
+
+
+def test_a_dialer_without_the_secret_sends_nothing_that_counts():
+    """An acceptor takes no batch before the proof, and closes on a wrong one."""
+
+    async def story() -> None:
+        b = Side("b")
+        async with sides(b):
+            reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
+            writer.write(encode_hand(Hello(1, 1, "shop", "a", 7, "b", b"x" * 16, 8)))
+            size = int.from_bytes(await reader.readexactly(4))
+            welcome = decode_hand(await reader.readexactly(size))
+            assert isinstance(welcome, Welcome)
+            writer.write(encode_hand(Proof(prove(b"guessed", "shop", "a", welcome.challenge))))
+            writer.write(frame(transport.encode_batch(b"", [CountAsk(1, "0")])))
+            assert await reader.read() == b""
+            assert b.events == []
+            writer.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    "bytes_sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xff\xff\xff",
+        frame(b""),
+        frame(b"\xc1garbage"),
+        encode_hand(Proof(b"")),
+        encode_hand(Refusal("no")),
+    ],
+    ids=["http", "huge frame", "ping", "garbage", "proof first", "refusal"],
+)
+def test_strange_bytes_end_the_connection_and_nothing_else(bytes_sent):
+    """Whatever a stranger sends, the node goes on and takes the next peer."""
+
+    async def story() -> None:
+        a, b = Side("a"), Side("b")
+        async with sides(a, b):
+            reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
+            writer.write(bytes_sent)
+            async with asyncio.timeout(DEADLINE_S):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            writer.close()
+            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            await a.until(PeerUp)
+
+    run(story())
+
+
+def test_a_silent_peer_is_given_up(monkeypatch):
+    """A peer that keeps the connection but answers no ping (a hung process, a cut cable) is lost within the pong timeout."""
+    monkeypatch.setattr(transport, "PING_S", 0.01)
+    monkeypatch.setattr(transport, "PONG_TIMEOUT_S", 0.1)
+
+    async def serve_silently(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(4))
+        hello = decode_hand(await reader.readexactly(size))
+        assert isinstance(hello, Hello)
+        proof = prove(SECRET, "shop", "b", hello.challenge)
+        writer.write(encode_hand(Welcome(1, "b", 1, b"y" * 16, proof)))
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1000):
+                pass
+        writer.close()
+
+    async def story() -> None:
+        server = await asyncio.start_server(serve_silently, "127.0.0.1", 0)
+        a = Side("a")
+        a.peers.dial({"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+        await a.until(PeerUp)
+        down = await a.until(PeerDown)
+        assert isinstance(down, PeerDown)
+        assert "no pong" in down.reason
+        await a.peers.stop()
+        server.close()
+
+    run(story())
+
+
+@given(st.lists(st.binary(max_size=200), max_size=8), st.data())
+def test_frames_survive_any_chunking(payloads, data):
+    """However the stream is cut, the same payloads come out, in order."""
+    stream = b"".join(frame(payload) for payload in payloads)
+    reader = FrameReader()
+    found: list[bytes] = []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        chunk, stream = stream[:size], stream[size:]
+        found += [bytes(each) for each in reader.feed(chunk)]
+    assert found == payloads
+
+
+def test_a_frame_over_the_limit_is_refused_from_its_length():
+    """Four bytes that announce too much are enough to end it: nothing of it is buffered."""
+    reader = FrameReader()
+    reader.limit = 100
+    with pytest.raises(PeerError, match="exceeds 100"):
+        reader.feed((101).to_bytes(4))
+
+
+@given(st.binary(max_size=100))
+def test_a_broken_handshake_is_a_peer_error(payload):
+    """Any bytes in place of a handshake raise PeerError, never anything else."""
+    with contextlib.suppress(PeerError):
+        decode_hand(payload)
+
+
+def test_an_epoch_travels_with_every_batch():
+    """A batch decodes to what was sent, epoch included."""
+    payload = transport.encode_batch(b"epoch", [CountAsk(1, "b")])
+    assert transport.decode_batch(payload) == Batch(b"epoch", [CountAsk(1, "b")])
