@@ -171,6 +171,8 @@ def test_a_dot_above_the_clocks_mark_waits_for_a_higher_mark(wire):
     wire.release("a")
     assert isinstance(wire.replies[wire.client], Stored)
     assert sent(wire, ReplicaWrite) == [("a", "b"), ("a", "c")]
+    mark = int.from_bytes(wire.engines["a"].get(Space.META, META_MARK))
+    assert mark > max(wire.record("a", KEY, "m").clock.values())
 
 
 def test_a_mark_under_way_is_not_durable_yet(wire):
@@ -220,6 +222,16 @@ def test_peers_lost_under_way_make_the_outcome_unknown(wire):
     text = "need W=2, got 1 (b: reset; c: reset)"
     assert wire.replies[wire.client] == Failure(Code.NOQUORUM, text, True)
     assert wire.values("a", KEY) == [b"x"]
+
+
+def test_owners_unreachable_from_the_start_count_as_failed(wire):
+    """When the last of the others is lost the outcome is known; nobody waits for the deadline."""
+    wire.crash("b")
+    wire.cut = {("c", "a")}
+    assert wire.put("a", KEY, b"x") is None
+    wire.handle("a", PeerDown("c", "reset"))
+    text = "need W=2, got 1 (b: connection lost; c: reset)"
+    assert wire.replies[wire.client] == Failure(Code.NOQUORUM, text, True)
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 0.5, 1e-9, math.inf, math.nan, -1.0])
@@ -542,6 +554,15 @@ def test_a_retry_at_the_same_coordinator_is_not_stamped_again(wire):
     assert wire.values("b", KEY) == [b"y", b"z"]
 
 
+def test_a_retry_beside_a_sibling_gets_the_same_context(wire):
+    """What its client had read, and the write itself; not the sibling."""
+    old = after(wire.put("b", KEY, b"old"))
+    wire.put("b", KEY, b"sibling", **old)
+    first = wire.put("a", KEY, b"x", request_id=b"q", **old)
+    assert (first.clock, len(first.dots), first.siblings) == (old["context"], 1, 2)
+    assert wire.put("a", KEY, b"x", request_id=b"q", **old) == first
+
+
 def test_a_retry_at_another_coordinator_is_recognised_by_its_version(wire):
     """Where the first try is known it is not stamped again, and stays so once superseded."""
     first = wire.put("a", KEY, b"x", context={}, request_id=b"q")
@@ -575,6 +596,16 @@ def test_a_retry_that_brings_its_write_to_w(wire):
     dot = wire.record("a", KEY).versions[0].dot
     assert isinstance(wire.put("a", KEY, b"x", context={}, request_id=b"q"), Stored)
     assert [[v.dot for v in wire.record(name, KEY).versions] for name in "abc"] == [[dot]] * 3
+
+
+def test_a_retry_of_a_write_that_was_forgotten_is_stamped_anew(wire):
+    """Its coordinator remembers the request, but lost the record: an ack for what is nowhere would be a lost write."""
+    wire.split("a", "b", "c")
+    wire.put("a", KEY, b"x", request_id=b"q", w=1)
+    wire.heal()
+    wire.damage("a", KEY)
+    assert isinstance(wire.put("a", KEY, b"x", request_id=b"q"), Stored)
+    assert [wire.values(name, KEY) for name in "abc"] == [[b"x"]] * 3
 
 
 def test_a_request_id_with_another_value_is_refused(wire):
@@ -865,8 +896,9 @@ def test_a_second_answer_of_a_replica_does_not_count(wire):
     other = seal(at, versions.encode(versions.put(EMPTY, {}, ("b/x", 1), b"other")))
     wire.inject("b", "a", ReplicaValue(read, other))
     assert wire.replies.get(wire.client) is None
-    wire.inject("c", "a", ReplicaValue(read, wire.sealed("c", KEY)))
-    assert values_of(wire.replies[wire.client]) == [b"x"]
+    third = seal(at, versions.encode(versions.put(EMPTY, {}, ("c/x", 1), b"third")))
+    wire.inject("c", "a", ReplicaValue(read, third))
+    assert values_of(wire.replies[wire.client]) == [b"third", b"x"]
 
 
 def test_an_answer_after_its_nodes_failure_does_not_count(wire):
@@ -968,6 +1000,21 @@ def test_a_later_write_wins_though_its_nodes_clock_is_behind(wire, knows):
     wire.put("a", KEY, b"2", bucket="l", **context)
     wire.get("c", KEY, bucket="l")
     assert [wire.values(name, KEY, "l") for name in "abc"] == [[b"2"]] * 3
+
+
+@pytest.mark.parametrize("kind", ["context", "dots"])
+def test_a_write_reads_later_than_what_its_client_had_seen(wire, kind):
+    """Whatever the clocks show: hybrid clocks respect causality, in every bucket."""
+    wire.skew_ms["b"] = 400
+    wire.cut = {("b", "a")}
+    wire.put("b", KEY, b"1", w=1)
+    wire.heal()
+    ((actor, counter),) = wire.record("b", KEY).clock.items()
+    seen = (
+        {"context": {actor: counter}} if kind == "context" else {"context": {}, "dots": (("x/1", 1), (actor, counter))}
+    )
+    wire.put("a", KEY, b"2", **seen)
+    assert max(c for a, c in wire.record("a", KEY).clock.items() if a != actor) > counter
 
 
 def test_a_write_from_a_broken_clock_does_not_drag_others_along(wire):
@@ -1097,6 +1144,7 @@ def test_a_corrupt_record_is_never_served_and_is_repaired(wire):
     stint = wire.nodes["b"].local.stint
     assert values_of(wire.get("a", KEY)) == [b"x"]
     assert wire.nodes["b"].local.stint == stint + "+1"
+    assert wire.nodes["b"].status().counters["corrupt_records"] == 1
     assert wire.sealed("b", KEY) == wire.sealed("a", KEY)
     wire.damage("a", KEY)  # the coordinator's own
     assert values_of(wire.get("a", KEY)) == [b"x"]
@@ -1118,7 +1166,7 @@ def test_a_record_corrupt_everywhere_is_not_served(wire):
 
 
 def test_a_record_damaged_on_the_way_is_not_served(wire):
-    """An answer that fails its checksum counts as none, and its sender gets the good record."""
+    """An answer that fails its checksum counts as a failure of its node; it has verified its copy, so that needs no repair."""
     wire.put("a", KEY, b"x")
     wire.cut = {("b", "a"), ("c", "a")}
     wire.get("a", KEY)
@@ -1129,6 +1177,13 @@ def test_a_record_damaged_on_the_way_is_not_served(wire):
     wire.inject("c", "a", ReplicaValue(read, sealed))
     assert values_of(wire.replies[wire.client]) == [b"x"]
     assert wire.nodes["a"].status().counters["corrupt_answers"] == 1
+    assert not wire.nodes["a"]._coordinator._requests.by_id
+    wire.get("a", KEY)
+    read = max(m.id for _, _, m in wire.sent if isinstance(m, ReplicaRead))
+    wire.inject("b", "a", ReplicaValue(read, sealed[:-1] + b"?"))
+    wire.inject("c", "a", ReplicaValue(read, sealed[:-1] + b"?"))
+    text = "need R=2, got 1 (b: its answer fails the checksum; c: its answer fails the checksum)"
+    assert wire.replies[wire.client] == Failure(Code.NOQUORUM, text)
 
 
 def test_a_put_over_a_corrupt_record_uses_a_new_stint(wire):

@@ -11,7 +11,8 @@ from cartwheel.core.config import BucketProps
 from cartwheel.core.errors import Code
 from cartwheel.core.membership import PUSH_INTERVAL_S
 from cartwheel.core.messages import BucketChanged, CountAsk, Failure, HistoryPush, Stored
-from cartwheel.core.ring import Change, ChangeKind, History
+from cartwheel.core.ring import Change, ChangeKind, History, Member
+from cartwheel.core.storage import record_key
 
 
 @pytest.fixture
@@ -183,6 +184,20 @@ def test_a_change_at_the_end_of_time_cannot_be_topped(wire):
     last = bucket_change((1 << 64) - 1, {"w": "3"})
     wire.inject("b", "a", HistoryPush(wire.nodes["a"]._membership._history.union([last]).encode()))
     assert wire.set_bucket("a", "x", w=1).code is Code.INVALID
+
+
+def test_placement_follows_the_history(wire):
+    """A member that joined owns its share at once, also of keys whose owners were looked up before."""
+    keys = [b"%d" % i for i in range(50)]
+    for key in keys:
+        wire.put("a", key, b"x")
+    member = Member(node="d", address="127.0.0.1:7003", host="h")
+    join = Change(id="join:d", at=reading(WALL_MS), author="a", kind=ChangeKind.JOIN, member=member)
+    wire.inject("b", "a", HistoryPush(wire.nodes["a"]._membership._history.union([join]).encode()))
+    local = wire.nodes["a"].local
+    assert local.members() == 4
+    owned = sum("d" in local.owners(record_key("0", key), 3) for key in keys)
+    assert 25 <= owned <= 45  # three in four
 
 
 def test_two_changes_of_one_node_are_two(wire):

@@ -262,6 +262,16 @@ def test_merge_clocks_is_the_least_upper_bound(records):
         assert versions.descends(a, b) == (merged == a)
 
 
+def test_merge_after_last_writer_wins():
+    """There a replica may account for writes that no version superseded: the clocks still join, and what one dropped stays so."""
+    a1, b1 = Version("a/1", 1, b"x"), Version("b/1", 1, b"y")
+    both, one = Record({"a/1": 1, "b/1": 1}, (a1, b1)), Record({"a/1": 1, "b/1": 1}, (a1,))
+    assert versions.merge(both, one) is one
+    assert versions.merge(one, both) is one
+    assert versions.merge(Record({"a/1": 1}, (a1,)), one) is one
+    assert versions.merge(one, Record({"a/1": 1}, (a1,))) is one
+
+
 # --- single facts -----------------------------------------------------------------------------------------------------
 
 A1, A2, B1 = ("a/1", 1), ("a/1", 2), ("b/1", 1)

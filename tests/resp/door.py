@@ -89,7 +89,9 @@ class NodeThread:
             q=16,
             initial_cluster=(MemberSpec("n1", "127.0.0.1:7702", host="h1"),),
         )
-        datadir = open_datadir(folder, cluster=settings.cluster, node=settings.node, engine=settings.engine, q=settings.q)
+        datadir = open_datadir(
+            folder, cluster=settings.cluster, node=settings.node, engine=settings.engine, q=settings.q
+        )
         node = Server(settings, datadir)
         await node.start()
         return node

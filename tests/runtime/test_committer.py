@@ -204,7 +204,7 @@ def test_close_waits_for_the_group_under_way():
         opener.start()
         session.committer.close()
         assert engine.get(Space.RECORDS, b"k") == b"v"
-        assert not any(thread.name == "cartwheel-commit" for thread in threading.enumerate())
+        assert not session.committer._thread.is_alive()
         assert session.committer.busy
         assert await session.outcome == "done"
         session.committer.close()  # idempotent

@@ -197,8 +197,8 @@ def test_not_writable(made, tmp_path):
         os.chown(path, 65534, -1)
         for entry in path.iterdir():
             os.chown(entry, 65534, -1)
-        for parent in path.parents[:3]:
-            parent.chmod(0o755)
+        for parent in path.parents[:-1]:  # pytest's own folders are closed to others
+            parent.chmod(parent.stat().st_mode | 0o011)
         os.seteuid(65534)
     try:
         with pytest.raises(ConfigError, match=r"cannot be used: Permission denied .*/lock.*; the user"):

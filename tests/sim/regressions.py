@@ -20,15 +20,21 @@ class Regression(NamedTuple):
 
 REGRESSIONS = [
     Regression(
-        "stamp-without-read", 8, 30.0,
+        "stamp-without-read", 10, 30.0,
         "A put whose context names a single write (the context after a put that left siblings) came to a coordinator that had "
         "not heard of that write. The quorum read for it failed, and the put was stamped all the same: what the client had "
         "seen stayed beside what replaced it. Now such a put is refused.",
     ),
     Regression(
-        "refusal-relayed", 1, 30.0,
+        "refusal-relayed", 7, 30.0,
         "A forwarded put was refused by the owner for want of a quorum, and the forwarder told its client 'rejected'. The "
         "network delivered a second copy of the Forward when the quorum was there again, so the put was done after all. Now a "
         "refusal of another node is relayed as 'unknown'.",
+    ),
+    Regression(
+        "memory-outlives-record", 4, 30.0,
+        "A put was stamped by a coordinator that then reached too few replicas, and lost its own record to bit rot. The retry "
+        "was recognised by its request id, the record, empty now, was replicated, W replicas acknowledged it, and so did we: the "
+        "write was on no disk at all. Now a remembered stamp counts only if the record still accounts for it.",
     ),
 ]  # fmt: skip

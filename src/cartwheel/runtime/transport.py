@@ -220,8 +220,11 @@ class _Connection(asyncio.Protocol):
         self._watch = asyncio.get_running_loop().call_later(timeout_s, self.close, reason)
 
     def _write(self, data: bytes) -> None:
+        """Send, unless the connection has ended: between its end and ``connection_lost`` a turn of the loop may pass, and
+        uvloop refuses to write then."""
         assert self._transport is not None
-        self._transport.write(data)
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def close(self, reason: str = "closed") -> None:
         """Close at once."""

@@ -19,13 +19,14 @@ import msgspec
 
 from cartwheel.core import clock, local, node, quorum, storage, versions
 from cartwheel.core.coordinator import gets, puts
-from cartwheel.core.messages import Failure, Forwarded, PutRequest, Result, Stored
+from cartwheel.core.messages import ClientGet, Failure, Forwarded, PutRequest, Result, Stored
 from cartwheel.core.storage import Space
 from cartwheel.core.types import Clock, Dot, Durability, NodeId
 from cartwheel.core.versions import Record, Version
 from cartwheel.sim.network import Weather
 
 _LOSSY = Weather(0.001, 0.01, loss=0.3, duplication=0.3, ordered=False)
+_AWFUL = Weather(0.001, 0.01, loss=0.6)
 _LATE = Weather(0.001, 0.01, loss=0.05, duplication=0.5, ordered=False)
 
 Patch = tuple[Any, str, object]
@@ -275,6 +276,18 @@ def retry_from_memory() -> list[Patch]:
     return [(puts.Puts, "_stamp", stamp)]
 
 
+@bug("C9", profile="one disk lost", keys=1, processes=20, weather=_AWFUL)
+def memory_outlives_record() -> list[Patch]:
+    """Ours: a coordinator that stamped a put, but found too few replicas, then loses its record to bit rot. The retry is
+    recognised by its id, and the *empty* record is replicated and acknowledged: the write is on no disk at all."""
+
+    def earlier_dot(self: puts.Puts, at: bytes, put: PutRequest, record: Record) -> Dot | None:
+        version = versions.by_request(record, put.request_id)
+        return self._minted.get((at, put.request_id)) if version is None else version.dot
+
+    return [(puts.Puts, "_earlier_dot", earlier_dot)]
+
+
 @bug("FRESH", "C3")
 def answer_before_r() -> list[Patch]:
     """A get is answered at the first answer, whatever R is."""
@@ -284,6 +297,19 @@ def answer_before_r() -> list[Patch]:
         real(self, bucket, key, plan._replace(r=1), min(r, 1), *more, **named)
 
     return [(gets.Gets, "start", start)]
+
+
+@bug("FRESH", "C3", profile="network", keys=1, r=2, w=2, processes=20, ops_per_s=100.0, weather=_LATE)
+def gets_share_too_long() -> list[Patch]:
+    """A get joins any reading of its key that is under way: the replicas were asked before it began, so it may miss a put that
+    was acknowledged meanwhile."""
+    real = gets.Gets.get
+
+    def get(self: gets.Gets, event: ClientGet) -> None:
+        self._moment = (self.local.now_s, self.local.writes)
+        real(self, event)
+
+    return [(gets.Gets, "get", get)]
 
 
 @bug("C2", profile="power", keys=1, sync_s=0.3, processes=40, weather=_LOSSY)

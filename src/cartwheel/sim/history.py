@@ -168,8 +168,9 @@ def dot_text(dot: Dot) -> str:
     return f"{dot[0]}:{dot[1] >> 16 & 0xFFFFFFF}.{dot[1] & 0xFFFF}"
 
 
-def describe(history: KeyHistory, *, limit: int = 60) -> list[str]:
-    """The story of one key, a line for each client's operation and each mint, in order of time, the newest ``limit``."""
+def describe(history: KeyHistory, *, until: float = math.inf, limit: int = 60) -> list[str]:
+    """The story of one key, a line for each client's operation and each mint, in order of time: the last ``limit`` that began
+    ``until`` then, and what is left at the end."""
     lines: list[tuple[float, str]] = []
     for write in history.writes.values():
         kind = "delete" if write.value is None else "put"
@@ -192,7 +193,7 @@ def describe(history: KeyHistory, *, limit: int = 60) -> list[str]:
         lines.append(
             (mint.at, f"{mint.at:9.3f}              {mint.node} mints {what} {dot_text(mint.dot)} of #{mint.write}")
         )
-    lines.sort()
+    lines = sorted(line for line in lines if line[0] <= until)
     shown = [text for _, text in lines[-limit:]]
     for node, final in sorted(history.finals.items()):
         found = " ".join(f"{dot_text(d)}#{history.mints[d].write if d in history.mints else '?'}" for d in final.dots)

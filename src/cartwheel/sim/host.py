@@ -2,7 +2,8 @@
 
 Driver duties (see ``core.node`` and ``core.messages``): effects without a hold are performed at once, in order; held ones wait
 until the group with every write staged before them is committed. Groups are committed one at a time; what is staged and held
-meanwhile makes the next one. What one event wants sent to one peer travels in one frame.
+meanwhile makes the next one. All events of one turn of the loop get one time, and what they want sent to one peer travels in one
+frame at its end.
 
 A crash may come between any two effects (``crash_after``). A kill keeps what was applied to the disk, and the batch under way
 either whole or not at all; a loss of power keeps some prefix of what was not synced.
@@ -10,6 +11,7 @@ either whole or not at all; a loss of power keeps some prefix of what was not sy
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,7 +29,6 @@ from cartwheel.core.messages import (
     Received,
     Reply,
     Result,
-    Send,
     Tick,
     encode_batch,
 )
@@ -47,6 +48,8 @@ INVARIANTS_EVERY = 16
 """``Node.check`` runs after every sixteenth event: it costs as much as the event itself."""
 COMMIT_S_MAX = 3.0
 """The slowest sync of the slowest disk: longer than a request waits, but over before the judgement."""
+TURN_S = 0.0005
+"""A turn of the loop takes up to half a millisecond: what comes meanwhile belongs to it, and is answered when it ends."""
 TICK = Tick()
 
 
@@ -57,6 +60,9 @@ class Surroundings(Protocol):
 
     def later(self, delay_s: float, handler: object, *args: object) -> None:
         """Call ``handler(*args)`` after a delay."""
+
+    def awake(self, host: Host, handler: object, *args: object) -> bool:
+        """Whether a host can take an event now; if it is paused, the event waits."""
 
     def transmit(self, src: NodeId, dst: NodeId, payload: bytes) -> None:
         """Put a frame on the network."""
@@ -100,6 +106,7 @@ class Host:
         self.sync_s = sync_s
         self.disk = SimDisk()
         self.life = 0
+        self.starting = False
         self.running = False
         self.paused_until = 0.0
         self.calls: dict[int, Call] = {}  # of clients that wait for an answer
@@ -107,16 +114,18 @@ class Host:
         self.handled = 0
         self._held: list[Effect] = []
         self._flying: Group | None = None
+        self._own: list[Message] = []
+        self._frames: dict[NodeId, list[Message]] = {}
+        self._turn_s = 0.0  # the node's time in this turn, between two sendings; 0: no turn is under way
+        self._last_s = 0.0
 
     # --- life ---
 
-    def boot(self, config: Config, history: History) -> None:
-        """Start a process on what the disk holds."""
+    def boot(self, config: Config, history: History) -> float:
+        """Begin a process on what the disk holds. Returns how long to wait before ``start``."""
         assert not self.running
-        world = self.world
         self.life += 1
-        self.running = True
-        self.crash_after, self._held, self._flying = None, [], None
+        self.starting = True
         self.store = WatchedStore(self)
         self.boot_nonce = self.dice.getrandbits(32)
         self.node = Node(
@@ -126,7 +135,14 @@ class Host:
             stint=f"{self.dice.getrandbits(40):08x}",
             boot=self.boot_nonce,
         )
-        self.node.start(self.clock.mono(world.now), self.clock.wall(world.now))
+        return self.node.wait_s(self.clock.wall(self.world.now))
+
+    def start(self) -> None:
+        """The process begins to serve: what it stages at its start is committed first."""
+        world = self.world
+        self.starting, self.running = False, True
+        self._last_s = self.clock.mono(world.now)
+        self.node.start(self._last_s, self.clock.wall(world.now))
         group = self.store.take()
         self.disk.fail_next_sync = False
         self.disk.apply(group.spaces, sync=True)
@@ -161,20 +177,25 @@ class Host:
     def _gone(self, kind: Kind, why: str) -> None:
         self.running = False
         self.paused_until = 0.0
-        self.crash_after, self._held, self._flying = None, [], None
+        self.crash_after, self._flying, self._turn_s = None, None, 0.0
+        self._held, self._own, self._frames = [], [], {}
         self.world.crashed(self, kind, why)
 
     # --- events ---
 
     def handle(self, event: Event) -> None:
-        """Give the node an event and do what it wants."""
-        now = self.world.now
-        effects = self.node.handle(self.clock.mono(now), self.clock.wall(now), event)
+        """Give the node an event, as part of the turn of the loop that is under way, or begins now."""
+        if not self._turn_s:
+            self._turn_s = self._last_s = max(self.clock.mono(self.world.now), math.nextafter(self._last_s, math.inf))
+            self.world.later(self.dice.random() * TURN_S, self._end_turn, self.life)
+        self._handle(event)
+
+    def _handle(self, event: Event) -> bool:
+        effects = self.node.handle(self._turn_s, self.clock.wall(self.world.now), event)
         self.handled += 1
         if self.handled % INVARIANTS_EVERY == 0:
             self.node.check()
-        if self._perform(effects):
-            self._maybe_commit()
+        return self._perform(effects)
 
     def receive(self, src: NodeId, batch: Batch) -> None:
         """A frame has arrived."""
@@ -192,13 +213,32 @@ class Host:
         """The transport lost one."""
         self.handle(PeerDown(node, reason))
 
+    def _end_turn(self, life: int) -> None:
+        """Commit, release, hear ourselves, until nothing is left to do now; then send."""
+        if self.life != life or not self.world.awake(self, self._end_turn, life):
+            return
+        while True:
+            if not self._maybe_commit():
+                return
+            if not self._own:
+                break
+            messages, self._own = self._own, []
+            if not self._handle(Received(self.name, Batch(self.node.epoch, messages))):
+                return
+        self._turn_s = 0.0
+        self._flush(len(self._frames))
+
+    def _flush(self, most: int) -> None:
+        """Send one frame to each peer that has messages, to ``most`` of them."""
+        frames, self._frames = self._frames, {}
+        for dst, messages in list(frames.items())[:most]:
+            self.world.transmit(self.name, dst, encode_batch(self.node.epoch, messages))
+
     def _perform(self, effects: list[Effect], *, released: bool = False) -> bool:
-        """Perform or hold each effect, in order. False: the node crashed on the way."""
+        """Perform or hold each effect, in order. False: the node crashed on the way, having sent a part of its frames."""
         crash: Kind | None = None
         if self.crash_after is not None and len(effects) >= self.crash_after[0]:
             effects, crash = effects[: self.crash_after[0]], self.crash_after[1]
-        frames: dict[NodeId, list[Message]] = {}
-        world = self.world
         halt = ""
         for effect in effects:
             if isinstance(effect, Halt):
@@ -206,23 +246,17 @@ class Host:
                 break
             if effect.hold > Durability.MEMORY and not released:
                 self._held.append(effect)
-            elif isinstance(effect, Send):
-                frames.setdefault(effect.dst, []).append(effect.message)
-            else:
+            elif isinstance(effect, Reply):
                 self._reply(effect)
-        for dst, messages in frames.items():
-            if dst == self.name:
-                world.later(0.0, self._loop_back, self.life, messages)
+            elif effect.dst == self.name:
+                self._own.append(effect.message)
             else:
-                world.transmit(self.name, dst, encode_batch(self.node.epoch, messages))
+                self._frames.setdefault(effect.dst, []).append(effect.message)
         if halt or crash is not None:
+            self._flush(self.dice.randint(0, len(self._frames)))
             self.crash(crash or Kind.KILL, halt or "between two effects")
             return False
         return True
-
-    def _loop_back(self, life: int, messages: list[Message]) -> None:
-        if self.running and self.life == life:
-            self.handle(Received(self.name, Batch(self.node.epoch, messages)))
 
     def _reply(self, effect: Reply) -> None:
         call: Call = effect.client
@@ -231,37 +265,42 @@ class Host:
 
     # --- commits ---
 
-    def _maybe_commit(self) -> None:
-        """Close the open group and commit it, if there is a reason to and none is under way."""
+    def _maybe_commit(self) -> bool:
+        """Commit the open group, if there is a reason to and none is under way: what needs no sync at once, else on the commit
+        thread. False: the node crashed."""
         if self._flying is not None or not (self._held or self.store.staged):
-            return
+            return True
         wanted = max((effect.hold for effect in self._held if not isinstance(effect, Halt)), default=Durability.MEMORY)
         group = self.store.take()
         sync = max(group.durability, wanted) >= Durability.SYNC and (any(group.spaces) or self.disk.dirty)
         held, self._held = self._held, []
         self._flying = group
-        delay_s = 0.0
-        if sync:
-            delay_s = self.dice.expovariate(1.0 / self.sync_s) * self.disk.slow
-            if self.dice.random() < 0.01:
-                delay_s *= 10
-            delay_s = min(delay_s, COMMIT_S_MAX)
-        elif any(group.spaces):
-            delay_s = 0.00005 * self.disk.slow
-        self.world.later(delay_s, self._commit, self.life, group, sync, held)
+        if not sync:
+            return self._write(group, sync, held)
+        delay_s = self.dice.expovariate(1.0 / self.sync_s) * self.disk.slow
+        if self.dice.random() < 0.01:
+            delay_s *= 10
+        self.world.later(min(delay_s, COMMIT_S_MAX), self._commit, self.life, group, held)
+        return True
 
-    def _commit(self, life: int, group: Group, sync: bool, held: list[Effect]) -> None:
-        if self.life != life or not self.running:
-            return
+    def _write(self, group: Group, sync: bool, held: list[Effect]) -> bool:
         try:
             self.disk.apply(group.spaces, sync=sync)
         except StorageFailed as error:
             self.crash(Kind.SYNC_ERROR, str(error))
-            return
+            return False
         self._flying = None
         self.store.committed()
-        if self._perform(held, released=True):
-            self._maybe_commit()
+        return self._perform(held, released=True)
+
+    def _commit(self, life: int, group: Group, held: list[Effect]) -> None:
+        """The commit thread is done with a group: release, and end the turn."""
+        if self.life != life or not self.world.awake(self, self._commit, life, group, held):
+            return
+        if not self._turn_s:
+            self._turn_s = self._last_s = max(self.clock.mono(self.world.now), math.nextafter(self._last_s, math.inf))
+        if self._write(group, True, held):
+            self._end_turn(life)
 
     # --- for judges ---
 

@@ -24,7 +24,7 @@ class DotLedger:
         self.dots: dict[Dot, tuple[bytes, Version]] = {}
         self._highest: dict[Actor, int] = {}
         self._last_on_key: dict[tuple[bytes, Actor], int] = {}
-        self._stamped: dict[tuple[NodeId, int, bytes], Dot] = {}
+        self._stamped: dict[tuple[Actor, int, bytes], Dot] = {}  # one stamp per request, stint and life
 
     def staged(
         self, node: NodeId, actor: Actor, boot: int, record_key: bytes, before: Callable[[], Record], record: Record
@@ -63,7 +63,7 @@ class DotLedger:
         if last > before.clock.get(actor, -1):
             wrong.append(("C7", f"{dot_text(dot)} is minted without accounting for {dot_text((actor, last))}"))
         if version.request_id:
-            stamped = self._stamped.setdefault((node, boot, version.request_id), dot)
+            stamped = self._stamped.setdefault((actor, boot, version.request_id), dot)
             if stamped != dot:
                 wrong.append(("C7", f"{node} stamps a request twice: {dot_text(stamped)} and {dot_text(dot)}"))
         self.dots[dot] = record_key, version

@@ -7,6 +7,7 @@ histories.
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections import Counter
@@ -76,9 +77,15 @@ def run(plan: Plan, *, bug: str = "", keep_trace: bool = False) -> Report:
         world.now,
         time.process_time() - began,
         bug,
-        {key: describe(world.histories[key]) for key in keys[:3]},
+        {key: _story(world, key) for key in keys[:3]},
         world.trace_lines or [],
     )
+
+
+def _story(world: World, key: str) -> list[str]:
+    """What led to the first violation on this key; all of it, if that showed only in the end."""
+    at = min((v.at for v in world.violations if v.key == key and v.at), default=math.inf)
+    return describe(world.histories[key], until=at)
 
 
 def _drive(world: World, workload: Workload) -> None:

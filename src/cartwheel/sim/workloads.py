@@ -4,7 +4,7 @@ A process sends one request at a time and remembers, for each key, the context i
 a client may do:
 
     get                        update: get, then put with its context     put with the context it has, fresh or stale
-    explain, scan, count, set a property of the bucket
+    crowd: some gets at nearly one moment      explain, scan, count, set a property of the bucket
     blind put (no context)     put beside everything (empty context)      delete with a context, blind delete
     values that expire         through owners and non-owners alike
 
@@ -62,9 +62,10 @@ class Session:
 
 
 REGISTERS = {
-    "get": 38, "update": 28, "put": 10, "blind": 6, "beside": 3, "delete": 8, "blind delete": 2, "expiring": 5, "look": 2
+    "get": 38, "update": 28, "put": 10, "blind": 6, "beside": 3, "delete": 8, "blind delete": 2, "expiring": 5,
+    "crowd": 3, "look": 2,
 }  # fmt: skip
-SETS = {"get": 30, "add": 68, "look": 2}
+SETS = {"get": 30, "add": 65, "crowd": 3, "look": 2}
 
 
 class Workload:
@@ -144,6 +145,8 @@ class Process:
         kind = self.dice.choices(self._kinds, self._weights)[0]
         if kind == "get":
             self.get(key, self._node(), lambda found: self._pause())
+        elif kind == "crowd":
+            self._crowd(key)
         elif kind == "look":
             self._look(key)
         elif kind in {"update", "add"} or (kind in {"put", "delete"} and key not in self.sessions):
@@ -156,6 +159,13 @@ class Process:
             self.world.later(self.dice.expovariate(20.0), self._write, key, "put")
         else:
             self._pause()
+
+    def _crowd(self, key: str) -> None:
+        """Several gets of one key at one node at nearly one moment: they may share a reading."""
+        node = self._node()
+        for number in range(self.dice.randint(2, 4)):
+            after: Callable[[bool], None] = (lambda found: None) if number else (lambda found: self._pause())
+            self.world.later(self.dice.uniform(0.0, 0.002), self.get, key, node, after)
 
     # --- everything else a client may ask ---
 

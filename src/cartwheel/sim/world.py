@@ -129,9 +129,12 @@ class World:
 
     def _boot(self, name: NodeId) -> None:
         host = self.hosts[name]
-        if host.running:
-            return
-        host.boot(_config(name), self.history)
+        if not (host.running or host.starting):
+            self.later(host.boot(_config(name), self.history), self._start, name)
+
+    def _start(self, name: NodeId) -> None:
+        host = self.hosts[name]
+        host.start()
         self.later(self._dice.uniform(0.0, self.plan.tick_s), self._tick, name, host.life)
         for other in self.plan.nodes:
             if other != name:

@@ -277,7 +277,9 @@ class Puts:
         """The dot that an earlier try of this request got: still a version, or remembered here."""
         version = versions.by_request(record, put.request_id)
         if version is None:
-            return self._minted.get((at, put.request_id))
+            dot = self._minted.get((at, put.request_id))
+            # A record found corrupt has forgotten the dot that we remember: then the write is nowhere, and is stamped anew.
+            return dot if dot is not None and versions.accounts_for(record, (dot,)) else None
         if version.value != put.value:
             raise Refused(Code.INVALID, "this request id was used for another value of this key")
         self._remember(at, put.request_id, version.dot)

@@ -159,7 +159,8 @@ class Connection(asyncio.Protocol):
             return
         if self.read_paused and not self.out_paused and len(self.waiting) <= WAITING_MAX // 2:
             self.read_paused = False
-            self.transport.resume_reading()
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
 
     # --- starting commands ---
 

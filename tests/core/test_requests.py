@@ -1,0 +1,138 @@
+"""Requests under way and their deadlines, against a plain list of deadlines."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cartwheel.core.coordinator.requests import Requests
+from cartwheel.core.messages import TICK_S
+
+
+class Waiting:
+    """A request that waits for some nodes, and notes who failed it, when and why."""
+
+    def __init__(self, requests: Requests, request_id: int, nodes: str) -> None:
+        self.requests, self.id = requests, request_id
+        self.nodes = list(nodes)
+        self.failed: list[tuple[str, str]] = []
+
+    def waiting(self) -> list[str]:
+        return list(self.nodes)
+
+    def fail(self, node: str, reason: str) -> None:
+        self.nodes.remove(node)
+        self.failed.append((node, reason))
+        if not self.nodes:
+            self.requests.end(self.id)
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.floats(1e-9, 3)),
+        st.tuples(st.just("end"), st.integers(0, 20)),
+        st.tuples(st.just("pass"), st.sampled_from([0.0, 0.01, TICK_S, TICK_S, 0.12, 1.0, 500.0])),
+    ),
+    max_size=40,
+)
+
+
+@given(st.sampled_from([0.0, 0.05, 12345.678, 1e7]), steps)
+def test_each_request_is_given_up_once_at_its_deadline(start_s, steps):
+    """Never before its deadline; at the first tick that comes a tick after it, at the latest; and never if it ended."""
+    requests, now_s = Requests(), start_s
+    open_requests: dict[int, float] = {}
+    everything: dict[int, Waiting] = {}
+    for i, (kind, amount) in enumerate(steps):
+        if kind == "add":
+            everything[i] = Waiting(requests, i, "ab")
+            open_requests[i] = now_s + amount
+            requests.add(i, everything[i], now_s + amount)
+        elif kind == "end":
+            requests.end(amount)
+            open_requests.pop(amount, None)
+        else:
+            now_s += amount
+            requests.tick(now_s)
+            for request_id, deadline_s in list(open_requests.items()):
+                given_up = not everything[request_id].nodes
+                assert given_up or now_s < deadline_s + TICK_S + 1e-6
+                assert not given_up or now_s >= deadline_s - 1e-6
+                if given_up:
+                    assert everything[request_id].failed == [("a", "no answer in time"), ("b", "no answer in time")]
+                    del open_requests[request_id]
+        assert requests.by_id.keys() == open_requests.keys()
+        assert requests.under_way == len(open_requests)
+        requests.check()
+    assert sum(len(ids) for ids in requests._due.values()) <= len(everything)
+    requests.tick(now_s + 10)
+    assert not requests.by_id
+    assert not requests._due
+
+
+def test_a_deadline_in_the_past_is_noticed_at_the_next_tick():
+    """Even where its bucket was opened already."""
+    requests = Requests()
+    requests.tick(100.0)
+    late = Waiting(requests, 1, "a")
+    requests.add(1, late, 50.0)
+    requests.tick(100.0 + 2 * TICK_S)
+    assert late.failed == [("a", "no answer in time")]
+
+
+def test_time_that_goes_back_opens_nothing_twice():
+    """The driver's clock does not, and if it did no deadline would be lost."""
+    requests = Requests()
+    requests.tick(100.0)
+    requests.tick(50.0)
+    late = Waiting(requests, 1, "a")
+    requests.add(1, late, 60.0)
+    requests.tick(60.0)
+    assert not late.failed
+    requests.tick(100.0 + 2 * TICK_S)
+    assert late.failed
+
+
+def test_a_lost_peer_fails_those_who_wait_for_it():
+    """With its reason, and only them."""
+    requests = Requests()
+    both, other = Waiting(requests, 1, "ab"), Waiting(requests, 2, "b")
+    requests.add(1, both, 1.0)
+    requests.add(2, other, 1.0)
+    requests.peer_down("a", "reset")
+    assert (both.failed, other.failed) == ([("a", "reset")], [])
+    requests.peer_down("b", "gone")
+    assert (both.failed[1:], other.failed) == ([("b", "gone")], [("b", "gone")])
+    assert not requests.by_id
+
+
+def test_answered_requests_are_not_under_way():
+    """They still have their deadline, and ending them leaves nothing behind."""
+    requests = Requests()
+    for i in (1, 2):
+        requests.add(i, Waiting(requests, i, "a"), 1.0)
+    requests.answered(1)
+    requests.answered(1)
+    assert requests.under_way == 1
+    requests.end(1)
+    requests.end(1)
+    assert requests.under_way == 1
+    requests.tick(1.0 + TICK_S)
+    assert requests.under_way == 0
+
+
+def test_check_finds_a_request_without_a_deadline():
+    """It would leak."""
+    requests = Requests()
+    requests.by_id[7] = Waiting(requests, 7, "a")
+    with pytest.raises(AssertionError, match="without a deadline"):
+        requests.check()
+
+
+def test_check_finds_an_ended_request_among_the_answered():
+    """It would make room for one more than the limit."""
+    requests = Requests()
+    requests.answered(7)
+    with pytest.raises(AssertionError, match="counts as answered"):
+        requests.check()
