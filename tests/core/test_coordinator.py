@@ -115,7 +115,7 @@ def test_an_ack_delivered_twice_counts_once(wire):
     """Two answers of one node are not W of two."""
     wire.held, wire.repeat = {"a", "c"}, True
     assert wire.put("a", KEY, b"x") is None
-    (write,) = {m.id for _, _, m in wire.sent if isinstance(m, ReplicaWrite)}
+    (write,) = {m.ids[0] for _, _, m in wire.sent if isinstance(m, ReplicaWrite)}
     wire.inject("b", "a", ReplicaWrote([write, write]))
     assert wire.replies.get(wire.client) is None
 
@@ -125,7 +125,7 @@ def test_an_ack_of_a_node_that_was_not_asked_does_not_count(five):
     (first, second, third), (stranger, _) = owners_of(five)
     five.held = {second, third}
     assert five.put(first, KEY, b"x") is None
-    (write,) = {m.id for _, _, m in five.sent if isinstance(m, ReplicaWrite)}
+    (write,) = {m.ids[0] for _, _, m in five.sent if isinstance(m, ReplicaWrite)}
     five.inject(stranger, first, ReplicaWrote([write]), ReplicaRefused(write, "no"), ReplicaWrote([12345]))
     assert five.replies.get(five.client) is None
     five.release(third)
@@ -138,7 +138,7 @@ def test_the_acks_of_one_batch_travel_together(wire):
     for i in range(3):
         at = record_key("0", b"k%d" % i)
         record = versions.put(EMPTY, {}, ("b/x", 1), b"v")
-        writes.append(ReplicaWrite(i, at, seal(at, versions.encode(record)), i % 3, 1))
+        writes.append(ReplicaWrite([i], at, seal(at, versions.encode(record)), i % 3, 1))
     wire.held = {"a"}
     wire.inject("b", "a", *writes)
     assert not sent(wire, ReplicaWrote)
@@ -282,7 +282,7 @@ def test_an_answer_of_the_wrong_kind_is_ignored(wire):
     """A value does not answer a put, an ack not a get, and neither a forwarded put."""
     wire.split("a", "bc")
     wire.put("a", KEY, b"x")
-    (write,) = {m.id for _, _, m in wire.sent if isinstance(m, ReplicaWrite)}
+    (write,) = {m.ids[0] for _, _, m in wire.sent if isinstance(m, ReplicaWrite)}
     wire.get("a", KEY)
     (read,) = {m.id for _, _, m in wire.sent if isinstance(m, ReplicaRead)}
     done = Stored({}, (), 1, "b")
@@ -1339,7 +1339,7 @@ def test_after_a_crash_the_clock_starts_above_every_dot_made_known():
 
 def write_of(record: Record, at: bytes = b"", **changed: Any) -> ReplicaWrite:
     at = at or record_key("0", KEY)
-    fields = {"id": 5, "record_key": at, "sealed": seal(at, versions.encode(record)), "durability": 2, "reading": 1}
+    fields = {"ids": [5], "record_key": at, "sealed": seal(at, versions.encode(record)), "durability": 2, "reading": 1}
     return ReplicaWrite(**{**fields, **changed})
 
 

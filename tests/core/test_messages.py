@@ -60,7 +60,7 @@ results = st.builds(Stored, clocks, dots, small, texts) | st.builds(
 )
 
 STRATEGIES: dict[type, st.SearchStrategy[Message]] = {
-    ReplicaWrite: st.builds(ReplicaWrite, ids, blobs, blobs, st.integers(0, 2), readings),
+    ReplicaWrite: st.builds(ReplicaWrite, st.lists(ids), blobs, blobs, st.integers(0, 2), readings),
     ReplicaWrote: st.builds(ReplicaWrote, st.lists(ids, max_size=4)),
     ReplicaRefused: st.builds(ReplicaRefused, ids, texts),
     ReplicaRead: st.builds(ReplicaRead, ids, blobs),
@@ -79,7 +79,7 @@ batches = st.lists(st.one_of(*STRATEGIES.values()), max_size=4)
 RECORD = Record({"b/1": 5}, (Version("b/1", 5, b"", 9, b"q"),))
 PUT = PutRequest("0", b"k", b"v", {"b/1": 5, "a/1": 4}, 2, 9, b"q", 0.5, "b", (("c/1", 7),))
 GOLDEN: list[tuple[Message, str]] = [
-    (ReplicaWrite(1, b"at", b"sealed", 2, 300), "960101c4026174c4067365616c656402cd012c"),
+    (ReplicaWrite([1, 2], b"at", b"sealed", 2, 300), "9601920102c4026174c4067365616c656402cd012c"),
     (ReplicaWrote([1, 1 << 40]), "92029201cf0000010000000000"),
     (ReplicaRefused(1, "why"), "930301a3776879"),
     (ReplicaRead(1, b"at"), "930401c4026174"),

@@ -27,6 +27,7 @@ from cartwheel.core.messages import (
     Reply,
     Send,
     Tick,
+    TurnEnd,
     decode_batch,
     encode_batch,
 )
@@ -171,8 +172,9 @@ class Wire:
         if name not in self.nodes:
             return  # it crashed while a message to itself was under way
         self.now_s += 1e-9  # events are never simultaneous here: each one's messages leave before the next
-        effects = self.nodes[name].handle(self.now_s, self.wall(name), event)
-        self.nodes[name].check()
+        node = self.nodes[name]
+        effects = node.handle(self.now_s, self.wall(name), event) + node.handle(self.now_s, self.wall(name), TurnEnd())
+        node.check()
         now = [e for e in effects if not getattr(e, "hold", Durability.MEMORY)]
         self._held_effects[name] += [e for e in effects if getattr(e, "hold", Durability.MEMORY)]
         self._perform(name, now)

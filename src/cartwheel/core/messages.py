@@ -35,14 +35,16 @@ class _Message(msgspec.Struct, array_like=True, gc=False):
 
 
 class ReplicaWrite(_Message, tag=1):
-    """Coordinator to replica: merge this record and answer once it is durable. Repetition is harmless: a merge."""
+    """Coordinator to replica: merge this record and answer once it is durable. Repetition is harmless: a merge.
 
-    id: int
+    Writes of one key in one turn of the coordinator's loop share a message: its record accounts for all of them."""
+
+    ids: list[int]
     record_key: bytes
     sealed: bytes
     durability: int
     reading: int
-    """The write's fresh dot: refused if it is further ahead of the replica's clock than the skew allowed."""
+    """The latest fresh dot: refused if it is further ahead of the replica's clock than the skew allowed."""
 
 
 class ReplicaWrote(_Message, tag=2):
@@ -251,6 +253,10 @@ class Tick(_Event):
     """Time has passed: every ``TICK_S`` seconds."""
 
 
+class TurnEnd(_Event):
+    """The driver is about to commit and to send: whatever was gathered since the last one leaves now."""
+
+
 TICK_S = 0.05
 """The grain of deadlines: fine against a timeout of seconds, coarse enough to cost nothing."""
 
@@ -306,7 +312,7 @@ class ClientBucketSet(_Event):
 
 
 Event = (
-    Received | PeerUp | PeerDown | Tick
+    Received | PeerUp | PeerDown | Tick | TurnEnd
     | ClientGet | ClientPut | ClientExplain | ClientScan | ClientCount | ClientBucketSet
 )  # fmt: skip
 

@@ -5,10 +5,12 @@
       Received(src, batch) ─────────> each message to its machine; then one acknowledgement for all its writes
       PeerUp / PeerDown ────────────> membership; coordinator and coverage (fail what was asked of it)
       Tick ─────────────────────────> deadlines, the clock's mark, counting
+      TurnEnd ──────────────────────> coordinator: writes of one key leave together
 
-A driver must: commit what ``start`` staged before the first ``handle``; perform held effects only once every write staged
-before them is durable enough; perform the others at once, in order; give ``now_s`` from a clock that never goes back, and that
-has moved on once a message caused by an earlier event has left (equal ``now_s`` means simultaneous: see ``coordinator.gets``).
+A driver must: commit what ``start`` staged before the first ``handle``; hand in ``TurnEnd`` before it commits or sends; perform
+held effects only once every write staged before them is durable enough; perform the others at once, in order; give ``now_s``
+from a clock that never goes back, and that has moved on once a message caused by an earlier event has left (equal ``now_s``
+means simultaneous: see ``coordinator.gets``).
 
 Invariants (``check``): every request under way has a deadline; the actor is this node's; we never reach ourselves.
 """
@@ -52,6 +54,7 @@ from cartwheel.core.messages import (
     ScanPage,
     Status,
     Tick,
+    TurnEnd,
 )  # fmt: skip
 from cartwheel.core.replica import Replica
 from cartwheel.core.ring import History
@@ -110,6 +113,7 @@ class Node:
             PeerUp: self._peer_up,
             PeerDown: self._peer_down,
             Tick: self._tick,
+            TurnEnd: self._turn_end,
         }
 
     @property
@@ -181,15 +185,21 @@ class Node:
 
     def _peer_up(self, event: PeerUp) -> None:
         assert event.node != self._local.node, "a node reached itself"
+        self._coordinator.puts.leave()  # what was gathered was meant for those reachable before
         self._local.reachable.add(event.node)
         self._local.unreachable.pop(event.node, None)
         self._membership.handle_peer_up(event.node)
 
     def _peer_down(self, event: PeerDown) -> None:
+        self._coordinator.puts.leave()
         self._local.reachable.discard(event.node)
         self._local.unreachable[event.node] = event.reason
         self._coordinator.handle_peer_down(event.node, event.reason)
         self._coverage.handle_peer_down(event.node, event.reason)
+
+    def _turn_end(self, event: TurnEnd) -> None:
+        del event
+        self._coordinator.puts.leave()
 
     def _tick(self, event: Tick) -> None:
         del event

@@ -38,9 +38,10 @@ class Replica:
             local.absorb(message.record_key, message.sealed, durability)
         except (ClockSkew, CorruptData, ValueError) as error:
             local.count("writes_refused")
-            local.send(src, ReplicaRefused(message.id, str(error)))
+            for request_id in message.ids:
+                local.send(src, ReplicaRefused(request_id, str(error)))
             return
-        self._wrote.append(message.id)
+        self._wrote += message.ids
         if durability > self._hold:
             self._hold = durability
 

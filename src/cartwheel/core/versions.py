@@ -151,6 +151,8 @@ def put(
     actor, counter = dot
     assert counter > record.clock.get(actor, -1), f"dot {dot} minted twice"
     assert counter > context.get(actor, -1), f"context covers the new dot {dot}"
+    if context is record.clock:  # the usual write: it supersedes all that is here
+        return Record({**context, actor: counter}, (Version(actor, counter, value, expires_at_ms, request_id),))
     kept = [v for v in record.versions if not covers(context, v) and v.dot not in seen]
     kept.append(Version(actor, counter, value, expires_at_ms, request_id))
     if len(kept) > 1:
@@ -173,7 +175,7 @@ def context_after_put(
     clock would also cover siblings that the client never read, so the write stays a dot beside what it had read. Dots seen
     that the record does not account for stay, too: a later put, of a record that does, still supersedes them.
     """
-    missed = tuple([other for other in seen if not accounts_for(record, (other,))])
+    missed = tuple([other for other in seen if not accounts_for(record, (other,))]) if seen else ()
     if len(record.versions) == 1 and record.versions[0].dot == dot:
         return record.clock, missed
     return context, (*missed, dot)

@@ -24,13 +24,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cartwheel.core.errors import StorageFailed
-from cartwheel.core.messages import TICK_S, Batch, Effect, Event, Halt, Message, Received, Reply, Send, Tick
+from cartwheel.core.messages import TICK_S, Batch, Effect, Event, Halt, Message, Received, Reply, Send, Tick, TurnEnd
 from cartwheel.core.node import Node
 from cartwheel.core.storage import Engine, Store
 from cartwheel.core.types import Durability, NodeId
 from cartwheel.runtime.committer import Committer
 
 log = logging.getLogger(__name__)
+
+TURN_END = TurnEnd()
 
 
 class Outlet(Protocol):
@@ -142,6 +144,7 @@ class Driver:
         """Commit, release, hear ourselves, until nothing is left to do now; then send."""
         self._scheduled = False
         while not self._stopped:
+            self._handle(TURN_END)
             if not self._flying:
                 self._commit()
             if not self._own:

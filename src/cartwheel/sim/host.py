@@ -30,6 +30,7 @@ from cartwheel.core.messages import (
     Reply,
     Result,
     Tick,
+    TurnEnd,
     encode_batch,
 )
 from cartwheel.core.node import Node
@@ -51,6 +52,7 @@ COMMIT_S_MAX = 3.0
 TURN_S = 0.0005
 """A turn of the loop takes up to half a millisecond: what comes meanwhile belongs to it, and is answered when it ends."""
 TICK = Tick()
+TURN_END = TurnEnd()
 
 
 class Surroundings(Protocol):
@@ -218,7 +220,7 @@ class Host:
         if self.life != life or not self.world.awake(self, self._end_turn, life):
             return
         while True:
-            if not self._maybe_commit():
+            if not self._handle(TURN_END) or not self._maybe_commit():
                 return
             if not self._own:
                 break

@@ -7,6 +7,9 @@
     mint a dot, stage, send to the other owners ──> W durable acks ──> Stored
                                                └──> too few left, or deadline ──> NOQUORUM, outcome unknown
 
+**Hot keys.** What a turn of the loop wrote to one key leaves as one message to each replica (``Outgoing``): the last record
+accounts for the earlier ones, so their acks come with its own.
+
 A coordinator sends to its replicas while its own commit is still under way: one sync of latency, not two in a row. What it
 might forget in a crash, the new stint after it covers. The ack to the client waits for W durable copies, ours counted like
 any other: by a message to ourselves that is held until our group is synced.
@@ -32,6 +35,7 @@ from cartwheel.core.messages import (
     ReplicaWrite,
     ReplicaWrote,
     Result,
+    Send,
     Stored,
 )
 from cartwheel.core.quorum import Outcome, Tally, effective
@@ -96,6 +100,20 @@ class Forwarding:
         self.done(Failure(Code.NOQUORUM, text, unknown=True), Durability.MEMORY)
 
 
+class Outgoing:
+    """The writes of one key in this turn, on their way to the other owners."""
+
+    __slots__ = ("durability", "ids", "leave_after", "others", "reading", "sealed")
+
+    def __init__(self, others: Sequence[NodeId], durability: Durability) -> None:
+        self.others = others
+        self.ids: list[int] = []
+        self.sealed = b""
+        self.durability = durability
+        self.reading = 0
+        self.leave_after = Durability.MEMORY
+
+
 class Puts:
     """This node's puts."""
 
@@ -104,6 +122,9 @@ class Puts:
         self._requests = requests
         self._gets = gets
         self._minted: dict[tuple[bytes, bytes], Dot] = {}  # (record key, request id) -> dot, oldest first
+        self._outgoing: dict[bytes, Outgoing] = {}  # by record key
+        self._own: list[int] = []  # our own copies of these writes are staged
+        self._own_hold = Durability.MEMORY
 
     def put(self, put: PutRequest, done: Done, *, forwarded: bool = False) -> None:
         """Coordinate a put, or hand it to a node that can."""
@@ -146,6 +167,8 @@ class Puts:
     def _check_enough(self, owners: Sequence[NodeId], needed: int) -> None:
         """Refuse a put that cannot reach W owners, before anything of it is staged or sent."""
         local = self._local
+        if len(local.reachable) + 1 >= local.members():
+            return
         away = [owner for owner in owners if owner not in local.reachable and owner != local.node]
         if len(owners) - len(away) < needed:
             reasons = {owner: local.why_unreachable(owner) for owner in away}
@@ -216,7 +239,12 @@ class Puts:
         Last writer wins relies on it: a later write with an earlier reading would lose, and replicas could disagree.
         """
         local = self._local
-        latest = max(supersedes.values(), default=0)
+        latest = 0
+        for counter in supersedes.values():
+            if counter > latest:
+                latest = counter
+        if latest <= local.clock.last and not put.context and not put.dots:
+            return
         if put.context and put.context is not supersedes:
             latest = max(latest, *put.context.values())
         for _, counter in put.dots:
@@ -254,14 +282,37 @@ class Puts:
         request_id = local.new_id()
         writing = Writing(self._requests, request_id, tally, stored, done)
         self._requests.add(request_id, writing, local.deadline_s(put.timeout_s))
-        message = ReplicaWrite(request_id, at, sealed, plan.durability, dot[1])
-        for owner in owners:
-            if owner == local.node:
-                local.send(owner, ReplicaWrote([request_id]), max(plan.durability, leave_after))
-            elif owner in local.reachable:
-                local.send(owner, message, leave_after)
-            else:
-                writing.fail(owner, local.why_unreachable(owner))
+        self._own.append(request_id)
+        self._own_hold = max(self._own_hold, plan.durability, leave_after)
+        outgoing = self._outgoing.get(at)
+        if outgoing is None:
+            others = [owner for owner in owners if owner in local.reachable]
+            outgoing = self._outgoing[at] = Outgoing(others, plan.durability)
+        outgoing.ids.append(request_id)
+        outgoing.sealed = sealed
+        if plan.durability > outgoing.durability:
+            outgoing.durability = plan.durability
+        if dot[1] > outgoing.reading:
+            outgoing.reading = dot[1]
+        if leave_after:
+            outgoing.leave_after = leave_after
+        if len(outgoing.others) + 1 < len(owners):
+            for owner in owners:
+                if owner not in outgoing.others and owner != local.node:
+                    writing.fail(owner, local.why_unreachable(owner))
+
+    def leave(self) -> None:
+        """The turn ends: send what was gathered, and promise ourselves our own copies once they are durable."""
+        local = self._local
+        if not self._own:
+            return
+        for at, outgoing in self._outgoing.items():
+            message = ReplicaWrite(outgoing.ids, at, outgoing.sealed, outgoing.durability, outgoing.reading)
+            for owner in outgoing.others:
+                local.out.append(Send(owner, message, outgoing.leave_after))
+        local.out.append(Send(local.node, ReplicaWrote(self._own), self._own_hold))
+        self._outgoing = {}
+        self._own, self._own_hold = [], Durability.MEMORY
 
     def handle_wrote(self, src: NodeId, message: ReplicaWrote) -> None:
         """A replica has these writes durably."""
