@@ -113,9 +113,10 @@ def blind_beside() -> list[Patch]:
     """A put without a context supersedes nothing: each plain SET leaves one more sibling."""
     real = puts.Puts._stamp
 
-    def stamp(self: puts.Puts, at: bytes, put: PutRequest, *more: Any) -> None:
-        blind = put.context is None
-        real(self, at, msgspec.structs.replace(put, context={}) if blind else put, *more)
+    def stamp(self: puts.Puts, writing: puts.Writing, record: Record) -> None:
+        if writing.put.context is None:
+            writing.put = msgspec.structs.replace(writing.put, context={})
+        real(self, writing, record)
 
     return [(puts.Puts, "_stamp", stamp)]
 
@@ -200,8 +201,8 @@ def stamp_without_read() -> list[Patch]:
     """Ours: the context names a write that the coordinator has not heard of, the quorum read for it fails, and the put is
     stamped all the same. What its client had seen stays beside the new write, a false sibling (seed 83)."""
 
-    def coordinate(self: puts.Puts, at: bytes, put: PutRequest, plan: local.Plan, done: Any) -> None:
-        self._stamp(at, put, plan, self._local.read_record(at), done)
+    def coordinate(self: puts.Puts, writing: puts.Writing) -> None:
+        self._stamp(writing, self._local.read_record(writing.at))
 
     return [(puts.Puts, "_coordinate", coordinate)]
 
@@ -265,13 +266,14 @@ def retry_from_memory() -> list[Patch]:
     """A retry whose first try is remembered is answered at once, though the first try may never have reached W nodes."""
     real = puts.Puts._stamp
 
-    def stamp(self: puts.Puts, at: bytes, put: PutRequest, plan: Any, record: Record, done: Any) -> None:
-        again = self._earlier_dot(at, put, record) if put.request_id else None
+    def stamp(self: puts.Puts, writing: puts.Writing, record: Record) -> None:
+        put = writing.put
+        again = self._earlier_dot(writing.at, put, record) if put.request_id else None
         if again is None:
-            real(self, at, put, plan, record, done)
+            real(self, writing, record)
         else:
             context = versions.context_after_put(record, put.context or {}, again, put.dots)
-            done(Stored(*context, len(record.versions), self._local.node), Durability.MEMORY)
+            writing.done(Stored(*context, len(record.versions), self._local.node), Durability.MEMORY)
 
     return [(puts.Puts, "_stamp", stamp)]
 
@@ -286,6 +288,19 @@ def memory_outlives_record() -> list[Patch]:
         return self._minted.get((at, put.request_id)) if version is None else version.dot
 
     return [(puts.Puts, "_earlier_dot", earlier_dot)]
+
+
+@bug("C9", profile="network", keys=1, processes=40, ops_per_s=200.0)
+def shared_message_keeps_first() -> list[Patch]:
+    """Writes of one key in one turn share a message, but it carries the first one's record: the later ones are acknowledged by
+    replicas that never got them."""
+    real = puts.Puts._replicate
+
+    def replicate(self: puts.Puts, writing: puts.Writing, sealed: bytes, *more: Any) -> None:
+        first = self._outgoing.get(writing.at)
+        real(self, writing, sealed if first is None else first.sealed, *more)
+
+    return [(puts.Puts, "_replicate", replicate)]
 
 
 @bug("FRESH", "C3")

@@ -50,21 +50,34 @@ EXPIRES_AT_MS_END = 1 << 63
 
 
 class Writing:
-    """A put under way, already stamped."""
+    """A put that this node coordinates. Among the requests, with an id and an answer, once it is stamped."""
 
-    __slots__ = ("done", "id", "requests", "stored", "tally")
+    __slots__ = ("at", "done", "id", "plan", "put", "requests", "stored", "tally")
 
-    def __init__(self, requests: Requests, request_id: int, tally: Tally, stored: Stored, done: Done) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        put: PutRequest,
+        plan: Plan,
+        at: bytes,
+        owners: Sequence[NodeId],
+        needed: int,
+        done: Done,
+    ) -> None:
         self.requests = requests
-        self.id = request_id
-        self.tally = tally
-        self.stored = stored
+        self.put = put
+        self.plan = plan
+        self.at = at  # the record key
+        self.tally = Tally(owners, needed, primaries=owners, primaries_needed=plan.pw)
         self.done = done
+        self.id = 0
+        self.stored: Stored | None = None
 
     def ack(self, node: NodeId) -> None:
         """This node has the write durably."""
         if self.tally.ack(node) is Outcome.MET:
             self.requests.end(self.id)
+            assert self.stored is not None, "acknowledged before it was stamped"
             self.done(self.stored, Durability.MEMORY)
 
     def waiting(self) -> list[NodeId]:
@@ -149,7 +162,7 @@ class Puts:
         needed = self._needed(put, plan)
         if local.node in owners:
             self._check_enough(owners, needed)
-            self._coordinate(at, put, plan, done)
+            self._coordinate(Writing(self._requests, put, plan, at, owners, needed, done))
         elif forwarded:
             raise Refused(Code.NOQUORUM, f"{local.node} is not in the preference list: rings differ, try again")
         else:
@@ -176,12 +189,12 @@ class Puts:
 
     # --- coordinating ---
 
-    def _coordinate(self, at: bytes, put: PutRequest, plan: Plan, done: Done) -> None:
+    def _coordinate(self, writing: Writing) -> None:
         """Stamp now, or after a quorum read if the context names a write that our record does not account for."""
-        local = self._local
+        local, put, plan, at = self._local, writing.put, writing.plan, writing.at
         record = local.read_record(at)
         if not put.dots or versions.accounts_for(record, put.dots):
-            self._stamp(at, put, plan, record, done)
+            self._stamp(writing, record)
             return
 
         def stamp_after_read(result: Result, hold: Durability) -> None:
@@ -189,28 +202,29 @@ class Puts:
             if isinstance(result, Failure):
                 # Stamping all the same would leave what the client had seen beside its new write: a false sibling.
                 text = f"the context names a write that is not known here, and could not be read: {result.text}"
-                done(Failure(Code.NOQUORUM, text), Durability.MEMORY)
+                writing.done(Failure(Code.NOQUORUM, text), Durability.MEMORY)
                 return
             if isinstance(result, Found) and result.record.versions:
                 local.absorb(at, seal(at, versions.encode(result.record)), plan.durability)
             try:
-                self._stamp(at, put, plan, local.read_record(at), done)
+                self._stamp(writing, local.read_record(at))
             except Refused as refused:
-                done(refused.failure, Durability.MEMORY)
+                writing.done(refused.failure, Durability.MEMORY)
 
         local.count("puts_after_read")
-        r = max(plan.r, len(local.owners(at, plan.props.n)) - plan.w + 1)  # meets the W that stored what was seen
+        r = max(plan.r, len(writing.tally.asked) - plan.w + 1)  # meets the W that stored what was seen
         self._gets.start(put.bucket, put.key, plan, r, put.timeout_s, stamp_after_read)
 
-    def _stamp(self, at: bytes, put: PutRequest, plan: Plan, record: Record, done: Done) -> None:
+    def _stamp(self, writing: Writing, record: Record) -> None:
         """Mint the dot, stage the record, send it to the other owners: one synchronous step (versions, invariant A)."""
-        local = self._local
+        local, put, plan, at = self._local, writing.put, writing.plan, writing.at
         again = self._earlier_dot(at, put, record) if put.request_id else None
         if again is not None:
             local.count("puts_repeated")
             sealed = local.write_record(at, record, record, plan.durability)
             context = versions.context_after_put(record, put.context or {}, again, put.dots)
-            self._replicate(at, put, plan, sealed, again, done, Stored(*context, len(record.versions), local.node))
+            writing.stored = Stored(*context, len(record.versions), local.node)
+            self._replicate(writing, sealed, again)
             return
         context_clock = record.clock if put.context is None or plan.lww else put.context
         local.notice_amnesia(record, context_clock)
@@ -230,8 +244,9 @@ class Puts:
         if put.request_id:
             self._remember(at, put.request_id, dot)
         local.count("puts")
-        stored = Stored(*versions.context_after_put(new, context_clock, dot, put.dots), siblings, local.node)
-        self._replicate(at, put, plan, sealed, dot, done, stored, leave_after)
+        clock, dots = versions.context_after_put(new, context_clock, dot, put.dots)
+        writing.stored = Stored(clock, dots, siblings, local.node)
+        self._replicate(writing, sealed, dot, leave_after)
 
     def _observe(self, put: PutRequest, supersedes: Clock, plan: Plan) -> None:
         """Let our clock follow what this write supersedes, so that its reading is the later one.
@@ -265,23 +280,12 @@ class Puts:
             self._local.count("siblings_over_warning")
 
     def _replicate(
-        self,
-        at: bytes,
-        put: PutRequest,
-        plan: Plan,
-        sealed: bytes,
-        dot: Dot,
-        done: Done,
-        stored: Stored,
-        leave_after: Durability = Durability.MEMORY,
+        self, writing: Writing, sealed: bytes, dot: Dot, leave_after: Durability = Durability.MEMORY
     ) -> None:
-        """Send the staged record to the other owners and count durable acks, ours among them."""
-        local = self._local
-        owners = local.owners(at, plan.props.n)
-        tally = Tally(owners, self._needed(put, plan), primaries=owners, primaries_needed=plan.pw)
-        request_id = local.new_id()
-        writing = Writing(self._requests, request_id, tally, stored, done)
-        self._requests.add(request_id, writing, local.deadline_s(put.timeout_s))
+        """Have the staged record sent to the other owners at the turn's end, and count durable acks, ours among them."""
+        local, plan, at, owners = self._local, writing.plan, writing.at, writing.tally.asked
+        request_id = writing.id = local.new_id()
+        self._requests.add(request_id, writing, local.deadline_s(writing.put.timeout_s))
         self._own.append(request_id)
         self._own_hold = max(self._own_hold, plan.durability, leave_after)
         outgoing = self._outgoing.get(at)
