@@ -195,7 +195,7 @@ def test_placement_follows_the_history(wire):
     join = Change(id="join:d", at=reading(WALL_MS), author="a", kind=ChangeKind.JOIN, member=member)
     wire.inject("b", "a", HistoryPush(wire.nodes["a"]._membership._history.union([join]).encode()))
     local = wire.nodes["a"].local
-    assert local.members() == 4
+    assert local.size == 4
     owned = sum("d" in local.owners(record_key("0", key), 3) for key in keys)
     assert 25 <= owned <= 45  # three in four
 

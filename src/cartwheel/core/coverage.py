@@ -106,6 +106,8 @@ class Coverage:
 
     def note_write(self, record_key: bytes, old: Record, new: Record) -> None:
         """Keep the counts up to date (``Local.on_write``)."""
+        if old.versions and new.versions and None not in (old.versions[0].value, new.versions[0].value):
+            return  # the usual write: there was a value, and there is one
         delta = _shows(new) - _shows(old)
         if delta and (self._recount_from is None or record_key < self._recount_from):
             self._add(record_key, delta)
@@ -190,7 +192,7 @@ class Coverage:
             local.reply(event.client, result)
 
         owners, stretch_end = self._stretch(start, props.n)
-        tally = Tally(owners, effective(props.r, props.n, local.members()))
+        tally = Tally(owners, effective(props.r, props.n, local.size))
         scanning = Scanning(tally, done, stretch_end)
         request_id = self._register(scanning)
         ask = ScanAsk(request_id, event.bucket, start, stretch_end, limit)

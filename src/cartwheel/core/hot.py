@@ -43,7 +43,10 @@ class HotRecords:
     def put(self, record_key: bytes, sealed: bytes, record: Record) -> None:
         """Note what was read, or written in place of what was here."""
         if len(sealed) <= RECORD_BYTES_MAX:
-            self._add(record_key, (sealed, record))
+            if record_key in self._young:
+                self._young[record_key] = sealed, record
+            else:
+                self._add(record_key, (sealed, record))
         else:
             self._young.pop(record_key, None)
             self._old.pop(record_key, None)
@@ -53,6 +56,6 @@ class HotRecords:
         self._young, self._old = {}, {}
 
     def _add(self, record_key: bytes, entry: Entry) -> None:
-        if len(self._young) >= ENTRIES_MAX and record_key not in self._young:
+        if len(self._young) >= ENTRIES_MAX:
             self._old, self._young = self._young, {}
         self._young[record_key] = entry

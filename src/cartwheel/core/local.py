@@ -69,6 +69,7 @@ class Local:
         self._last_at_mark = -1
         self._next_id = boot << 32
         self.ring: Ring | None = None
+        self.size = 0  # how many nodes the ring has
         self.epoch = b""
         self.buckets: dict[str, BucketProps] = {}
         self._owners: dict[tuple[int, int], tuple[NodeId, ...]] = {}
@@ -101,6 +102,7 @@ class Local:
     def place(self, ring: Ring, epoch: bytes, buckets: dict[str, BucketProps]) -> None:
         """Take a new view of the ring."""
         self.ring, self.epoch, self.buckets = ring, epoch, buckets
+        self.size = len(ring.members)
         self._owners = {}
         self._plans = {}
 
@@ -108,7 +110,7 @@ class Local:
         """The bucket's plan, made once for each view of the ring."""
         plan = self._plans.get(bucket)
         if plan is None:
-            props, members = self.props(bucket), self.members()
+            props, members = self.props(bucket), self.size
             plan = Plan(
                 props,
                 effective(props.r, props.n, members),
@@ -131,11 +133,6 @@ class Local:
         if owners is None:
             owners = self._owners[partition, n] = self.ring.preference(partition)[:n]
         return owners
-
-    def members(self) -> int:
-        """How many nodes the ring has."""
-        assert self.ring is not None
-        return len(self.ring.members)
 
     def props(self, bucket: str) -> BucketProps:
         """The properties of a bucket; one never set has the defaults."""

@@ -249,7 +249,7 @@ class Node:
     def _notes(self) -> list[str]:
         local = self._local
         notes = []
-        size = local.members()
+        size = local.size
         if size < 3:
             notes.append(
                 f"the cluster has {size} node{'s' * (size > 1)}: a bucket's n above that means {size}, "

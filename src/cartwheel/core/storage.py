@@ -19,7 +19,6 @@ Invariants:
 from __future__ import annotations
 
 import bisect
-import hashlib
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -27,7 +26,14 @@ from typing import NamedTuple, Protocol
 import xxhash
 
 from cartwheel.core.errors import CorruptData
+from cartwheel.core.ring import record_key
 from cartwheel.core.types import Durability
+
+__all__ = [
+    "BUCKET_BYTES_MAX", "CHECKSUM_BYTES", "POSITION_BYTES",
+    "Engine", "Group", "MemoryEngine", "Space", "Store", "Writes",
+    "record_key", "seal", "split_record_key", "unseal",
+]  # fmt: skip
 
 POSITION_BYTES = 16
 CHECKSUM_BYTES = 8
@@ -238,13 +244,6 @@ class Store:
 
     def size_bytes(self) -> int:
         return self._engine.size_bytes()
-
-
-def record_key(bucket: str, key: bytes) -> bytes:
-    """Where the record of (bucket, key) lies in ``Space.RECORDS``."""
-    name = bucket.encode()
-    tail = bytes((len(name),)) + name + key
-    return hashlib.md5(tail, usedforsecurity=False).digest() + tail
 
 
 def split_record_key(record_key: bytes) -> tuple[str, bytes]:

@@ -63,6 +63,7 @@ class Driver:
         self._scheduled = False
         self._now_s = 0.0  # of this turn, between two sendings; 0: not read yet
         self._last_s = 0.0
+        self._wall_ms = 0
         self._stopped = False  # takes no more events
         self._halted = False
         self._closed = False
@@ -111,8 +112,9 @@ class Driver:
     def _handle(self, event: Event) -> None:
         if not self._now_s:
             self._now_s = self._last_s = max(time.monotonic(), math.nextafter(self._last_s, math.inf))
+            self._wall_ms = wall_ms()
         try:
-            effects = self.node.handle(self._now_s, wall_ms(), event)
+            effects = self.node.handle(self._now_s, self._wall_ms, event)
         except StorageFailed as error:  # a read failed: the disk is broken
             self._storage_failed(error)
         else:

@@ -35,6 +35,7 @@ class Coordinator:
     def __init__(self, local: Local) -> None:
         self._local = local
         self._requests = Requests()
+        self._most = local.config.requests_max
         self.gets = Gets(local, self._requests)
         self.puts = Puts(local, self._requests, self.gets)
 
@@ -78,7 +79,7 @@ class Coordinator:
 
     def _is_busy(self) -> bool:
         """Whether too much is under way: a bounded queue beats a late answer."""
-        return self._requests.under_way >= self._local.config.requests_max
+        return len(self._requests.by_id) >= self._most and self._requests.under_way >= self._most
 
     def _busy(self) -> Failure:
         self._local.count("busy")

@@ -107,9 +107,7 @@ class Gets:
                 text = f"R={r} must lie between 1 and n={plan.props.n}"
                 done(Failure(Code.INVALID, text))
                 return
-            self.start(
-                event.bucket, event.key, plan, effective(r, plan.props.n, local.members()), event.timeout_s, done
-            )
+            self.start(event.bucket, event.key, plan, effective(r, plan.props.n, local.size), event.timeout_s, done)
             return
         moment, name = (local.now_s, local.writes), (event.bucket, event.key)
         if moment != self._moment:

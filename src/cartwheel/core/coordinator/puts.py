@@ -76,7 +76,7 @@ class Writing:
     def ack(self, node: NodeId) -> None:
         """This node has the write durably."""
         if self.tally.ack(node) is Outcome.MET:
-            self.requests.end(self.id)
+            del self.requests.by_id[self.id]
             assert self.stored is not None, "acknowledged before it was stamped"
             self.done(self.stored, Durability.MEMORY)
 
@@ -161,7 +161,8 @@ class Puts:
         owners = local.owners(at, plan.props.n)
         needed = self._needed(put, plan)
         if local.node in owners:
-            self._check_enough(owners, needed)
+            if len(local.reachable) + 1 < local.size:
+                self._check_enough(owners, needed)
             self._coordinate(Writing(self._requests, put, plan, at, owners, needed, done))
         elif forwarded:
             raise Refused(Code.NOQUORUM, f"{local.node} is not in the preference list: rings differ, try again")
@@ -174,14 +175,12 @@ class Puts:
             n = plan.props.n
             if not 1 <= put.w <= n:
                 raise Refused(Code.INVALID, f"W={put.w} must lie between 1 and n={n}")
-            w = effective(put.w, n, self._local.members())
+            w = effective(put.w, n, self._local.size)
         return max(w, plan.pw)
 
     def _check_enough(self, owners: Sequence[NodeId], needed: int) -> None:
         """Refuse a put that cannot reach W owners, before anything of it is staged or sent."""
         local = self._local
-        if len(local.reachable) + 1 >= local.members():
-            return
         away = [owner for owner in owners if owner not in local.reachable and owner != local.node]
         if len(owners) - len(away) < needed:
             reasons = {owner: local.why_unreachable(owner) for owner in away}
@@ -227,7 +226,8 @@ class Puts:
             self._replicate(writing, sealed, again)
             return
         context_clock = record.clock if put.context is None or plan.lww else put.context
-        local.notice_amnesia(record, context_clock)
+        if context_clock is not record.clock:
+            local.notice_amnesia(record, context_clock)
         for seen in put.dots:
             local.notice_amnesia(record, dict((seen,)))
         self._observe(put, context_clock, plan)

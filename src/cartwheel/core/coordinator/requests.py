@@ -33,12 +33,14 @@ class Request(Protocol):
 class Requests:
     """All of them, by id."""
 
-    __slots__ = ("_due", "_opened", "_stragglers", "by_id")
+    __slots__ = ("_deadline_s", "_due", "_last_due", "_opened", "_stragglers", "by_id")
 
     def __init__(self) -> None:
         self.by_id: dict[int, Request] = {}
         self._due: dict[int, list[int]] = {}
         self._opened = 0
+        self._deadline_s = -1.0  # of the request added last,
+        self._last_due: list[int] = []  # and its bucket: requests of one turn mostly share it
         self._stragglers: set[int] = set()
 
     @property
@@ -54,12 +56,15 @@ class Requests:
     def add(self, request_id: int, request: Request, deadline_s: float) -> None:
         """Take a request in; at the first tick after ``deadline_s`` (monotonic) its outstanding answers are given up."""
         self.by_id[request_id] = request
+        if deadline_s == self._deadline_s:
+            self._last_due.append(request_id)
+            return
         bucket = max(int(deadline_s / TICK_S) + 1, self._opened + 1)
         due = self._due.get(bucket)
         if due is None:
-            self._due[bucket] = [request_id]
-        else:
-            due.append(request_id)
+            due = self._due[bucket] = []
+        due.append(request_id)
+        self._deadline_s, self._last_due = deadline_s, due
 
     def end(self, request_id: int) -> None:
         """The request is over."""
@@ -74,6 +79,7 @@ class Requests:
         else:
             buckets = list(range(self._opened + 1, current + 1))
         self._opened = max(self._opened, current)
+        self._deadline_s = -1.0
         for bucket in buckets:
             for request_id in self._due.pop(bucket, ()):
                 self._give_up(request_id, "no answer in time")

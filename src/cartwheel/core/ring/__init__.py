@@ -31,6 +31,6 @@ runs when the history changes, never on a request.
 """
 
 from cartwheel.core.ring.history import Change, ChangeKind, History, Member
-from cartwheel.core.ring.ring import Folded, Ring, fold, position
+from cartwheel.core.ring.ring import Folded, Ring, fold, position, record_key
 
-__all__ = ["Change", "ChangeKind", "Folded", "History", "Member", "Ring", "fold", "position"]
+__all__ = ["Change", "ChangeKind", "Folded", "History", "Member", "Ring", "fold", "position", "record_key"]

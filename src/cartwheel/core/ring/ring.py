@@ -15,6 +15,7 @@ A list is made when first asked for, in O(q + members).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -28,7 +29,6 @@ from cartwheel.core.types import NodeId
 Q_MAX: Final = 65536
 """``partition_of`` reads two bytes of the position. At 64 tokens per node it suffices for a thousand nodes."""
 
-_LENGTH: Final = tuple(bytes((length,)) for length in range(NAME_BYTES_MAX + 1))
 RINGS_MAX: Final = 8
 """Rings that ``fold`` remembers. One would do for a node; a simulation has nodes at different epochs in one process."""
 
@@ -36,22 +36,35 @@ _rings: Final[dict[bytes, Ring]] = {}
 """Digest of the changes that made it -> ring; oldest first. A memory only: forgetting costs time and changes nothing."""
 
 _POSITION_BITS: Final = 128
-_md5: Final = hashlib.md5
+
+try:  # CPython's own: half the time of OpenSSL's through hashlib, and allowed where a security policy bars that one
+    from _md5 import md5  # type: ignore[import-not-found,unused-ignore]
+except ImportError:
+    md5 = functools.partial(hashlib.md5, usedforsecurity=False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _prefix(bucket: str) -> bytes:
+    """What stands before a key in its full name: the bucket's length (one byte) and the bucket (UTF-8).
+
+    The length keeps ("a", b"bc") apart from ("ab", b"c").
+    """
+    name = bucket.encode()
+    if len(name) > NAME_BYTES_MAX:
+        raise ValueError(f"the bucket's name is {len(name)} bytes long; at most {NAME_BYTES_MAX} are allowed")
+    return bytes((len(name),)) + name
 
 
 def position(bucket: str, key: bytes) -> bytes:
-    """Where a key lies on the ring: 16 bytes, MD5 of the bucket's length (one byte), the bucket (UTF-8) and the key.
+    """Where a key lies on the ring: 16 bytes, the MD5 of bucket and key (section 4.1). It spreads keys; it protects nothing."""
+    return record_key(bucket, key)[:16]
 
-    The length keeps ("a", b"bc") apart from ("ab", b"c"). MD5 spreads keys here (section 4.1); it protects nothing.
 
-    Raises:
-        ValueError: The bucket's name is longer than ``NAME_BYTES_MAX``.
-    """
-    name = bucket.encode()
-    try:
-        return _md5(_LENGTH[len(name)] + name + key, usedforsecurity=False).digest()
-    except IndexError:
-        raise ValueError(f"the bucket's name is {len(name)} bytes long; at most {NAME_BYTES_MAX} are allowed") from None
+def record_key(bucket: str, key: bytes) -> bytes:
+    """A key's position, then its full name: the key under which its record is stored, in ring order."""
+    name = _prefix(bucket) + key
+    digest: bytes = md5(name).digest()
+    return digest + name
 
 
 class Ring:
