@@ -28,6 +28,8 @@ class Comparison(msgspec.Struct):
     ratio_min: float | None = None
     """At least this share of Redis."""
     per_second_min: float | None = None
+    keys: int = 1
+    """How many keys the requests are spread over."""
     ours: list[float] = msgspec.field(default_factory=list)
     redis: list[float] = msgspec.field(default_factory=list)
     """Empty where there is no Redis; otherwise as long as ``ours``."""
