@@ -48,8 +48,8 @@ format: $(LOCKED) ## Format the code, and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-sim: setup ## Run the simulator [SEED=n: repeat that run] [SEEDS=n: so many runs] [ARGS=...]
-	$(BIN)/python -m cartwheel.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+sim: setup ## Run the simulator: 100 seeds [SEEDS=n: so many] [SEED=n: repeat that run] [ARGS=...]
+	$(BIN)/python -m cartwheel.sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100) --jobs 2) $(ARGS)
 
 bench: setup ## Run the standard benchmark [ARGS=...]
 	$(BIN)/python -m cartwheel.bench.standard $(ARGS)

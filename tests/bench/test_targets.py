@@ -59,7 +59,7 @@ def test_every_target_has_a_case():
     assert set(met(comparisons=flat)) == {"`cartwheel dev` to `ready`"}
     for case in flat:
         case.ours, case.redis = [60_000.0, 50_000.0], [100_000.0, 100_000.0]
-    assert len(met(comparisons=flat)) == 5
+    assert len(met(comparisons=flat)) == 9
 
 
 def test_report_reads_well():
