@@ -10,6 +10,7 @@ invariant A): its record fails its checksum, or another node's record accounts f
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ class Plan(NamedTuple):
     w: int
     pr: int
     pw: int
+    w_needed: int
+    """Acks of a put that names no W of its own."""
     durability: Durability
     lww: bool
     refusal: str
@@ -59,7 +62,7 @@ class Local:
         self.now_s = 0.0
         self.wall_ms = 0
         self.out: list[Effect] = []
-        self.counters: dict[str, int] = {}
+        self.counters: defaultdict[str, int] = defaultdict(int)
         self.stint = stint
         self.actor: Actor = make_actor(self.node, stint)
         self.hot = HotRecords()
@@ -90,7 +93,7 @@ class Local:
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter that ``status`` shows."""
-        self.counters[name] = self.counters.get(name, 0) + by
+        self.counters[name] += by
 
     def new_id(self) -> int:
         """A request id that no life of this node used before."""
@@ -117,6 +120,7 @@ class Local:
                 effective(props.w, props.n, members),
                 effective(props.pr, props.n, members),
                 effective(props.pw, props.n, members),
+                max(effective(props.w, props.n, members), effective(props.pw, props.n, members)),
                 DURABILITY[props.durability],
                 props.reconcile == "lww",
                 _refusal(bucket),

@@ -149,34 +149,40 @@ class Puts:
     def _start(self, put: PutRequest, done: Done, *, forwarded: bool) -> None:
         local = self._local
         plan = local.plan(put.bucket)
-        check_key(put.key, plan)
-        if put.value is not None and len(put.value) > plan.props.value_bytes_max:
-            text = f"value of {len(put.value)} bytes exceeds the limit of {plan.props.value_bytes_max} bytes"
-            raise Refused(Code.TOOBIG, f"{text} (bucket property value_bytes_max)")
-        if len(put.request_id) > REQUEST_ID_BYTES_MAX:
-            raise Refused(Code.TOOBIG, f"a request id has at most {REQUEST_ID_BYTES_MAX} bytes")
-        if not 0 <= put.expires_at_ms < EXPIRES_AT_MS_END:
-            raise Refused(Code.INVALID, "the time of expiry is out of range")
+        self._check_sizes(put, plan)
         at = record_key(put.bucket, put.key)
         owners = local.owners(at, plan.props.n)
-        needed = self._needed(put, plan)
+        needed = self._needed(put.w, plan) if put.w else plan.w_needed
         if local.node in owners:
             if len(local.reachable) + 1 < local.size:
                 self._check_enough(owners, needed)
-            self._coordinate(Writing(self._requests, put, plan, at, owners, needed, done))
+            writing = Writing(self._requests, put, plan, at, owners, needed, done)
+            if put.dots:
+                self._coordinate(writing)
+            else:
+                self._stamp(writing, local.read_record(at))
         elif forwarded:
             raise Refused(Code.NOQUORUM, f"{local.node} is not in the preference list: rings differ, try again")
         else:
             self._forward(put, owners, done)
 
-    def _needed(self, put: PutRequest, plan: Plan) -> int:
-        w = plan.w
-        if put.w:
-            n = plan.props.n
-            if not 1 <= put.w <= n:
-                raise Refused(Code.INVALID, f"W={put.w} must lie between 1 and n={n}")
-            w = effective(put.w, n, self._local.size)
-        return max(w, plan.pw)
+    def _check_sizes(self, put: PutRequest, plan: Plan) -> None:
+        """Refuse what is over the bucket's limits, or what a record cannot hold."""
+        check_key(put.key, plan)
+        if put.value is not None and len(put.value) > plan.props.value_bytes_max:
+            text = f"value of {len(put.value)} bytes exceeds the limit of {plan.props.value_bytes_max} bytes"
+            raise Refused(Code.TOOBIG, f"{text} (bucket property value_bytes_max)")
+        if put.request_id and len(put.request_id) > REQUEST_ID_BYTES_MAX:
+            raise Refused(Code.TOOBIG, f"a request id has at most {REQUEST_ID_BYTES_MAX} bytes")
+        if put.expires_at_ms and not 0 <= put.expires_at_ms < EXPIRES_AT_MS_END:
+            raise Refused(Code.INVALID, "the time of expiry is out of range")
+
+    def _needed(self, w: int, plan: Plan) -> int:
+        """How many acks a put with a W of its own needs."""
+        n = plan.props.n
+        if not 1 <= w <= n:
+            raise Refused(Code.INVALID, f"W={w} must lie between 1 and n={n}")
+        return max(effective(w, n, self._local.size), plan.pw)
 
     def _check_enough(self, owners: Sequence[NodeId], needed: int) -> None:
         """Refuse a put that cannot reach W owners, before anything of it is staged or sent."""
@@ -189,10 +195,10 @@ class Puts:
     # --- coordinating ---
 
     def _coordinate(self, writing: Writing) -> None:
-        """Stamp now, or after a quorum read if the context names a write that our record does not account for."""
+        """The context names single writes: stamp now, or after a quorum read if our record does not account for them."""
         local, put, plan, at = self._local, writing.put, writing.plan, writing.at
         record = local.read_record(at)
-        if not put.dots or versions.accounts_for(record, put.dots):
+        if versions.accounts_for(record, put.dots):
             self._stamp(writing, record)
             return
 
