@@ -231,8 +231,13 @@ def ack_before_durable() -> list[Patch]:
 @bug("C9")
 def reply_before_w() -> list[Patch]:
     """The client is told at W-1 acks."""
-    real = puts.Puts._needed
-    return [(puts.Puts, "_needed", lambda self, put, plan: max(1, real(self, put, plan) - 1))]
+    real = puts.Writing.__init__
+
+    def init(self: puts.Writing, *arguments: Any) -> None:
+        real(self, *arguments)
+        self.tally.needed = max(1, self.tally.needed - 1)
+
+    return [(puts.Writing, "__init__", init)]
 
 
 @bug("C9")
