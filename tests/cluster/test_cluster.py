@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster that the tests of this module share; each uses keys of its own."""
     with Cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
+
+
+def as_list(reply: Any) -> list[Any]:
+    """A reply that must be an array."""
+    assert isinstance(reply, list), reply
+    return reply
 
 
 def values(reply: Any) -> list[bytes]:
@@ -74,15 +81,16 @@ def test_interleaved_writers_with_stale_contexts_lose_nothing(cluster: Cluster) 
     writers = 100
     contexts: dict[int, bytes] = {}
     with cluster.connect(1) as connection:
-        first, _ = connection.call("CW.GET", "busy")
+        first, _ = as_list(connection.call("CW.GET", "busy"))
         order = [writer for writer in range(writers) for _ in range(3)]
         random.Random(7).shuffle(order)
         turns = dict.fromkeys(range(writers), 0)
         for writer in order:
             turns[writer] += 1
             context = contexts.get(writer, first)
-            contexts[writer] = connection.call("CW.PUT", "busy", f"{writer}:{turns[writer]}", "CONTEXT", context)
-        _, found = connection.call("CW.GET", "busy")
+            said: Any = connection.call("CW.PUT", "busy", f"{writer}:{turns[writer]}", "CONTEXT", context)
+            contexts[writer] = said
+        _, found = as_list(connection.call("CW.GET", "busy"))
     assert sorted(found) == sorted(f"{writer}:3".encode() for writer in range(writers))
 
 
@@ -181,21 +189,21 @@ def test_kill_9_of_a_node_under_load_loses_no_acknowledged_write(tmp_path: Path,
             loads += round_loads
             for load in round_loads:
                 load.start()
-            wait_until(lambda now=round_loads: all(len(load.acked) > 50 for load in now), "the load is on")
+            wait_until(partial(all_on, round_loads), "the load is on")
             cluster.kill(victim)
             marks = {load: len(load.acked) for load in round_loads if load.number != victim}
-            wait_until(
-                lambda marks=marks: all(
-                    len(load.acked) > mark + 50 or load.cut_off or load.refused for load, mark in marks.items()
-                ),
-                "others go on",
-            )
+            wait_until(partial(all_on, marks, marks), "others go on")
             cluster.start(victim)
             cluster.wait_whole()
             for load in round_loads:
                 load.stop()
             assert [(load.refused[:3], load.cut_off) for load in marks] == [([], "")] * 2, logs(cluster)
         check_all_there(cluster, loads)
+
+
+def all_on(loads: Iterable[Load], marks: Mapping[Load, int] | None = None) -> bool:
+    """Whether each load got 50 writes acknowledged (since the mark), or failed, which the test then reports."""
+    return all(len(x.acked) > (marks or {}).get(x, 0) + 50 or x.cut_off or x.refused for x in loads)
 
 
 def logs(cluster: Cluster) -> str:
@@ -210,7 +218,7 @@ def check_all_there(cluster: Cluster, loads: list[Load]) -> None:
         with cluster.connect(number) as connection:
             for start in range(0, len(keys), 500):
                 part = keys[start : start + 500]
-                found = connection.call("MGET", *part)
+                found = as_list(connection.call("MGET", *part))
                 lost = [key for key, value in zip(part, found, strict=True) if value != f"value of {key}".encode()]
                 assert not lost, f"acknowledged, but missing at n{number}: {lost[:5]}"
 

@@ -1,6 +1,7 @@
 """Context tokens: whatever is not, to the byte, what this cluster gave out for this very key is refused."""
 
 import base64
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from cartwheel.core.context import _FORMAT, TOKEN_BYTES_MAX, Context, _mac, deco
 from cartwheel.core.errors import BadContext
 
 SECRET = b"s" * 32
-HOME = {"secret": SECRET, "bucket": "0", "key": b"k"}
+HOME: dict[str, Any] = {"secret": SECRET, "bucket": "0", "key": b"k"}
 CONTEXT = Context({"a/1": 117964800000000000, "b/1": 7}, "a", (("c/1", 9),))
 TOKEN = encode_token(CONTEXT, **HOME)
 

@@ -68,7 +68,7 @@ def after(result: Found | Stored) -> dict[str, Any]:
     return {"context": result.clock, "dots": result.dots, "coordinator": result.coordinator}
 
 
-def values_of(found: Found) -> list[bytes | None]:
+def values_of(found: Found) -> list[bytes]:
     """What a get shows."""
     assert isinstance(found, Found), found
     return sorted(v.value or b"" for v in versions.siblings(found.record, WALL_MS))
@@ -1279,7 +1279,9 @@ def test_stints_and_counters_across_restarts(wire):
     def put() -> None:
         stored = wire.put("a", KEY, b"x")
         assert isinstance(stored, Stored)
-        dots.append(versions.newest(wire.record("a", KEY)).dot)
+        newest = versions.newest(wire.record("a", KEY))
+        assert newest is not None
+        dots.append(newest.dot)
 
     put()
     wire.stop("a")

@@ -12,7 +12,7 @@ PENDING, MET, UNREACHABLE = Outcome.PENDING, Outcome.MET, Outcome.UNREACHABLE
 def play(tally: Tally, answers: str) -> Tally:
     """``a+ b-``: a succeeded, then b failed."""
     for answer in answers.split():
-        node, sign = answer
+        node, sign = answer[0], answer[1]
         result = tally.ack(node) if sign == "+" else tally.fail(node, "why")
         assert result is tally.outcome
     return tally
