@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cartwheel.cli.supervisor import ClusterState, Plan
 
 DEFAULT_NODES, DEFAULT_PORT = 3, 7700
+NODES_MAX = 32
+"""More processes than that on one machine measure the machine."""
 FOLLOW_S = 0.2
 """How often ``logs --follow`` looks for more."""
 PROBE_TIMEOUT_S = 0.5
@@ -65,7 +67,7 @@ def _node_argument(command: F) -> F:
 
 
 @click.group(invoke_without_command=True)
-@click.option("--nodes", type=click.IntRange(1, 32), help=f"How many nodes. [default: {DEFAULT_NODES}]")
+@click.option("--nodes", type=click.IntRange(1, NODES_MAX), help=f"How many nodes. [default: {DEFAULT_NODES}]")
 @click.option("--port", type=int, help=f"The first node's port; the next ones are 10 apart. [default: {DEFAULT_PORT}]")
 @_data_option
 @click.option("--engine", type=click.Choice(get_args(EngineName)), help="The storage engine. [default: rocksdb]")

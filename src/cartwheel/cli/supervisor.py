@@ -49,8 +49,6 @@ from cartwheel.runtime.settings import keep_secret, new_secret
 
 HOST = "127.0.0.1"
 PORT_STEP, PEER_OFFSET = 10, 2
-NODES_MAX = 32
-"""More processes than that on one machine measure the machine."""
 CLUSTER = "dev"
 
 READY_TIMEOUT_S = 60.0

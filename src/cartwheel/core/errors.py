@@ -54,5 +54,3 @@ class Code(enum.StrEnum):
     """A queue is full; try again later."""
     INVALID = "ERR"
     """The request's arguments make no sense, e.g. ``W`` above ``n``."""
-    CORRUPT = "CORRUPT"
-    """The only copies within reach fail their checksum."""

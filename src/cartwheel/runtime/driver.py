@@ -151,14 +151,15 @@ class Driver:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         self.submit(Tick())
 
-    def _perform(self, effects: list[Effect]) -> None:
+    def _perform(self, effects: list[Effect], *, released: bool = False) -> None:
+        """Perform the effects in order; hold those that must wait, unless they are ``released``."""
         outlet, me = self._outlet, self.node.local.node
         assert outlet is not None
         for effect in effects:
             kind = type(effect)
             if kind is Halt:
                 self.halt(effect.reason)  # type: ignore[union-attr]
-            elif effect.hold:  # type: ignore[union-attr]
+            elif effect.hold and not released:  # type: ignore[union-attr]
                 self._held.append(effect)
                 if kind is Send and type(effect.message) is ReplicaWrote:  # type: ignore[union-attr]
                     self._promised += len(effect.message.ids)  # type: ignore[union-attr]
@@ -204,7 +205,7 @@ class Driver:
             self._promised = 0
         if self._held:
             held, self._held = self._held, []
-            self._release(held)
+            self._perform(held, released=True)
 
     def _write_now(self, *, sync: bool) -> bool:
         """Write the open group on this thread. False if it failed, and the node has halted."""
@@ -226,7 +227,7 @@ class Driver:
         if self._promised_flying >= GATHER_WRITES_MIN:
             self._maybe_gather(2 * (time.monotonic() - self._flying_since_s))
         held, self._held_flying = self._held_flying, []
-        self._release(held)
+        self._perform(held, released=True)
         self._end_turn()
 
     def _maybe_gather(self, wait_s: float) -> None:
@@ -239,18 +240,6 @@ class Driver:
         self._gathering = False
         if not self._stopped:
             self._end_turn()
-
-    def _release(self, held: list[Effect]) -> None:
-        outlet, me = self._outlet, self.node.local.node
-        assert outlet is not None
-        for effect in held:
-            if isinstance(effect, Send):
-                if effect.dst == me:
-                    self._own.append(effect.message)
-                else:
-                    outlet.post(effect.dst, effect.message)
-            elif isinstance(effect, Reply):
-                effect.client.resolve(effect.result)
 
 
 def wall_ms() -> int:

@@ -68,8 +68,6 @@ class Peers:
         self.boot = boot
         self.secret = secret
         self.submit = submit
-        self.dropped = 0
-        self.refused: dict[str, int] = {}
         self._links: dict[NodeId, Link] = {}
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._heard: set[Acceptor] = set()
@@ -296,7 +294,7 @@ class Link(_Connection):
         """Send messages as one write, or drop them if the peer takes too little."""
         assert self._transport is not None
         if self._transport.get_write_buffer_size() > BUFFER_BYTES_MAX:
-            self._peers.dropped += len(messages)
+            self._peers.node.local.count("messages_dropped", len(messages))
             return
         epoch = self._peers.node.epoch
         if len(messages) <= MESSAGES_PER_FRAME:

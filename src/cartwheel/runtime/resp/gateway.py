@@ -18,7 +18,6 @@ from cartwheel.core.messages import (
     ClientGet,
     ClientPut,
     ClientScan,
-    Result,
     Status,
 )
 
@@ -46,13 +45,6 @@ class DoorSettings(msgspec.Struct):
     """The arguments of one command together: ``MSET`` of many large values is refused above it."""
     password: str = ""
     """What ``AUTH`` must give; "": none is needed."""
-
-
-class Resolver(Protocol):
-    """What the door sets as an event's ``client``."""
-
-    def resolve(self, result: Result) -> None:
-        """Take the result. Called exactly once, on the loop's thread."""
 
 
 class Gateway(Protocol):

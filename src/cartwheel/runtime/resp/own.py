@@ -15,7 +15,7 @@ import msgspec
 
 from cartwheel.core import context, versions
 from cartwheel.core.config import PROPERTY_NAMES, BucketProps
-from cartwheel.core.errors import BadContext
+from cartwheel.core.errors import BadContext, Code
 from cartwheel.core.messages import (
     ClientBucketSet,
     ClientExplain,
@@ -97,7 +97,7 @@ def _read_context(connection: Connection, bucket: str, key: bytes, token: bytes)
     try:
         return context.decode_token(token, secret=connection.gateway.config.secret, bucket=bucket, key=key)
     except BadContext as bad:
-        raise CommandError(f"BADCONTEXT {bad}") from None
+        raise CommandError(f"{Code.BADCONTEXT} {bad}") from None
 
 
 def _token(connection: Connection, bucket: str, key: bytes, seen: context.Context) -> bytes:

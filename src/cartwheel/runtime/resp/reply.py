@@ -15,7 +15,6 @@ PONG = b"+PONG\r\n"
 QUEUED = b"+QUEUED\r\n"
 NIL2 = b"$-1\r\n"
 NIL3 = b"_\r\n"
-NIL_ARRAY2 = b"*-1\r\n"
 EMPTY_ARRAY = b"*0\r\n"
 ZERO = b":0\r\n"
 ONE = b":1\r\n"
@@ -79,11 +78,6 @@ def bulks(values: Iterable[bytes | str]) -> bytes:
 def nil(resp3: bool) -> bytes:
     """Nothing, where a string would stand."""
     return NIL3 if resp3 else NIL2
-
-
-def nil_array(resp3: bool) -> bytes:
-    """Nothing, where an array would stand."""
-    return NIL3 if resp3 else NIL_ARRAY2
 
 
 def mapping(pairs: Sequence[tuple[bytes, bytes]], resp3: bool) -> bytes:
