@@ -22,8 +22,23 @@ CORE_FLOORS = [
     {"types", "errors", "config"},
     {"clock", "versions", "context", "ring", "quorum", "merkle"},
     {"messages", "storage", "hot"},
+    {"hintstore"},
     {"local"},
-    {"coordinator", "replica", "coverage", "membership", "hints", "transfer", "antientropy", "failure", "admission"},
+    {"summary"},
+    {
+        *(
+            "coordinator",
+            "replica",
+            "coverage",
+            "membership",
+            "hints",
+            "transfer",
+            "antientropy",
+            "failure",
+            "admission",
+        ),
+        *("reaper", "digests"),
+    },
     {"node"},
 ]
 """The modules of core/ (a sub-package counts as one module). Modules of one floor do not import each other, except on the
@@ -31,7 +46,7 @@ lowest: ``config`` may use ``types``, and both may raise ``errors``."""
 
 UPPER_FLOORS = [
     {"runtime", "sim", "client"},
-    {"bench", "console"},
+    {"bench", "chaos", "console"},
     {"cli"},
     {"__main__"},
 ]
@@ -198,11 +213,11 @@ def test_allowed(path, source):
         ("runtime/driver.py", "import cartwheel.cli.main", "imports go downwards"),
         ("sim/world.py", "from cartwheel.bench import standard", "imports go downwards"),
         # sideways
-        ("core/ring.py", "from cartwheel.core.versions import Record", "its neighbour on floor 1"),
-        ("core/messages.py", "from .storage import Storage", "its neighbour on floor 2"),
-        ("core/replica.py", "from cartwheel.core import coordinator", "its neighbour on floor 4"),
-        ("sim/world.py", "from cartwheel.runtime.driver import Driver", "its neighbour on floor 6"),
-        ("client/sync.py", "from cartwheel import runtime", "its neighbour on floor 6"),
+        ("core/ring.py", "from cartwheel.core.versions import Record", "its neighbour on floor"),
+        ("core/messages.py", "from .storage import Storage", "its neighbour on floor"),
+        ("core/replica.py", "from cartwheel.core import coordinator", "its neighbour on floor"),
+        ("sim/world.py", "from cartwheel.runtime.driver import Driver", "its neighbour on floor"),
+        ("client/sync.py", "from cartwheel import runtime", "its neighbour on floor"),
         ("bench/command.py", "import cartwheel.cli.main", "imports go downwards"),
         # packages as a whole, through which all floors are in reach
         ("core/ring.py", "import cartwheel", "by its name"),

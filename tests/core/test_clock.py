@@ -1,19 +1,26 @@
-"""The hybrid logical clock: readings never repeat, stay close to the wall, and follow what was observed."""
+"""The hybrid logical clock: readings never repeat, stay close to the wall, and follow what was observed; and the stints that
+make it unnecessary to write any of that to the disk."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core.wire import WALL_MS, Wire
 
+from cartwheel.core import versions
 from cartwheel.core.clock import HybridClock, reading, wall_ms_of
 from cartwheel.core.errors import ClockSkew
+from cartwheel.core.messages import Stored, Tick
+from cartwheel.core.storage import Space
+from cartwheel.core.types import Dot
 
-WALL = 1_800_000_000_000
+WALL = WALL_MS
 SKEW = 500
-LEASE = 4000
+HOUR_MS = 3_600_000
+KEY = b"cart:7"
 
 
-def make_clock(mark: int = 0) -> HybridClock:
-    return HybridClock(mark=mark, skew_ms_max=SKEW, lease_ms=LEASE)
+def make_clock(last: int = 0) -> HybridClock:
+    return HybridClock(last=last, skew_ms_max=SKEW)
 
 
 def test_a_reading_is_milliseconds_and_a_logical_count():
@@ -42,7 +49,7 @@ def test_ticks(walls, expected):
 @given(st.lists(st.tuples(st.booleans(), st.integers(WALL - 2000, WALL + 2000), st.integers(0, 70_000))))
 def test_ticks_exceed_all_ticks_and_all_that_was_observed(steps):
     """Whatever the wall does and peers send, a tick is above every earlier tick and every reading observed."""
-    clock, highest = make_clock(mark=reading(WALL - 1000)), reading(WALL - 1000)
+    clock, highest = make_clock(last=reading(WALL - 1000)), reading(WALL - 1000)
     for ticks, wall, logical in steps:
         if ticks:
             now = clock.tick(wall)
@@ -60,7 +67,7 @@ def test_ticks_exceed_all_ticks_and_all_that_was_observed(steps):
 
 @pytest.mark.parametrize(
     ("ahead_ms", "taken"),
-    [(-1000, True), (0, True), (SKEW, True), (SKEW + 1, False), (3_600_000, False)],
+    [(-1000, True), (0, True), (SKEW, True), (SKEW + 1, False), (HOUR_MS, False)],
 )
 def test_observing(ahead_ms, taken):
     """Each row: a reading so far ahead of our wall is taken or refused; a refused one leaves our clock as it was."""
@@ -78,55 +85,116 @@ def test_observing(ahead_ms, taken):
 
 def test_what_is_no_news_is_never_refused():
     """A reading below our own last one is taken, even if our own clock is beyond the skew (the wall was set back)."""
-    clock = make_clock(mark=reading(WALL + 10_000))
+    clock = make_clock(last=reading(WALL + 10_000))
     clock.observe(reading(WALL + 10_000), WALL)
     assert clock.last == reading(WALL + 10_000)
 
 
-def test_a_restarted_clock_goes_on_above_its_mark():
-    """Even if the wall stands still or went back meanwhile."""
-    clock = make_clock(mark=reading(WALL, 7))
-    assert clock.limit == reading(WALL, 7)
-    assert clock.tick(WALL - 60_000) == reading(WALL, 8)
+def test_a_clock_goes_on_above_its_last_reading():
+    """Even if the wall stood still or went back meanwhile."""
+    clock = make_clock(last=reading(WALL, 7))
+    assert clock.tick(WALL - SKEW) == reading(WALL, 8)
 
 
-@pytest.mark.parametrize(
-    ("limit_ahead_ms", "needed"),
-    [(0, True), (LEASE // 2, True), (LEASE // 2 + 1, False), (LEASE, False)],
-)
-def test_needs_mark(limit_ahead_ms, needed):
-    """Each row: with the durable mark so far ahead of the clock, a higher one is needed or not; it is a lease ahead."""
+@given(st.integers(-2 * SKEW, 2 * SKEW), st.lists(st.integers(-SKEW, SKEW)))
+def test_a_clock_strays_only_where_the_wall_was_set_back(back_ms, others):
+    """What is observed from others never carries it so far, by invariant 2; and after a restart it has not strayed."""
     clock = make_clock()
-    clock.marked(reading(WALL + limit_ahead_ms))
-    assert clock.needs_mark(WALL) == (reading(WALL + LEASE) if needed else None)
+    clock.tick(WALL)
+    for ahead_ms in others:
+        clock.observe(reading(WALL + ahead_ms), WALL)
+    assert not clock.strayed(WALL)
+    highest_ms = WALL + max([0, *others])
+    assert clock.strayed(WALL - back_ms) == (highest_ms - (WALL - back_ms) > SKEW)
+    clock.restart()
+    assert not clock.strayed(WALL - back_ms)
+    assert clock.tick(WALL - back_ms) == reading(WALL - back_ms)
 
 
-def test_needs_mark_counts_from_the_clock_where_it_is_ahead_of_the_wall():
-    """A clock that ran ahead needs its lease ahead of itself."""
-    clock = make_clock(mark=reading(WALL + 300))
-    assert clock.needs_mark(WALL) == reading(WALL + 300 + LEASE)
+# --- stints: what replaces a mark on the disk --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mark_ahead_ms", "wait"),
-    [
-        (-1000, 0),
-        (0, 0),
-        (SKEW // 2, 0),  # peers take that
-        (SKEW // 2 + 1, 1),
-        (SKEW // 2 + LEASE, LEASE),
-        (SKEW // 2 + LEASE + 1, LEASE),  # the wall clock went back: waiting longer would not help
-        (864_000_000, LEASE),
-    ],
-)
-def test_how_long_to_wait_before_the_first_tick(mark_ahead_ms, wait):
-    """Each row: with the mark of an earlier life so far ahead of the wall, so long, lest peers refuse our readings."""
-    assert make_clock(mark=reading(WALL + mark_ahead_ms)).wait_ms(WALL) == wait
+@pytest.fixture
+def wire() -> Wire:
+    """Three nodes: all own every key."""
+    return Wire(["a", "b", "c"])
 
 
-def test_the_mark_never_goes_back():
-    """An older mark becoming durable late changes nothing."""
-    clock = make_clock()
-    clock.marked(50)
-    clock.marked(40)
-    assert clock.limit == 50
+def put(wire: Wire) -> Dot:
+    """Write through a, and return the dot."""
+    assert isinstance(wire.put("a", KEY, b"x"), Stored)
+    newest = versions.newest(wire.record("a", KEY))
+    assert newest is not None
+    return newest.dot
+
+
+def test_after_an_unclean_stop_there_is_a_new_stint(wire):
+    """It begins at the wall, wherever the old one was: no dot of the new actor was ever given out."""
+    first = put(wire)
+    wire.crash("a")
+    wire.wall_ms -= 200
+    wire.restart("a")
+    second = put(wire)
+    assert (first[0], second[0]) == ("a/s1", "a/s4")
+    assert wall_ms_of(first[1]) == WALL
+    assert first[1] < second[1], "it has observed what it superseded"
+    assert wire.nodes["b"].status().counters.get("writes_refused", 0) == 0
+
+
+def test_after_a_clean_stop_the_clock_goes_on(wire):
+    """Above its last reading, with the same stint, though the wall went back a little."""
+    first = put(wire)
+    wire.stop("a")
+    wire.wall_ms -= SKEW
+    wire.restart("a")
+    second = put(wire)
+    assert first[0] == second[0] == "a/s1"
+    assert second[1] == first[1] + 1
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "during a clean stop"])
+def test_a_wall_set_back_by_an_hour_begins_a_new_stint(wire, running):
+    """Else every peer would refuse its writes for an hour. All nodes' walls are set back, as by a time server."""
+    first = put(wire)
+    if not running:
+        wire.stop("a")
+    wire.wall_ms -= HOUR_MS
+    if running:
+        for name in wire.nodes:
+            wire.handle(name, Tick())
+    else:
+        wire.restart("a")  # there has been no tick when the first put comes
+    assert isinstance(wire.put("a", b"another key", b"x"), Stored)
+    newest = versions.newest(wire.record("a", b"another key"))
+    assert newest is not None
+    assert newest.actor == "a/s1+1"
+    assert wall_ms_of(newest.counter) == WALL - HOUR_MS
+    assert wire.nodes["a"].status().counters["stints_clock"] == 1
+    second = put(wire)
+    assert first != second
+    assert wire.values("b", KEY) == wire.values("c", KEY) == [b"x"], "the write before it is superseded all the same"
+
+
+def test_a_stint_begun_by_the_clock_outlives_a_clean_stop(wire):
+    """And the number goes on."""
+    wire.nodes["a"].local.clock.observe(reading(WALL), WALL)
+    for number in (1, 2):
+        put(wire)
+        wire.wall_ms -= HOUR_MS
+        wire.advance(0)
+        assert put(wire)[0] == f"a/s1+{number}"
+        wire.stop("a")
+        wire.restart("a")
+        assert put(wire)[0] == f"a/s1+{number}"
+
+
+def test_a_running_clock_writes_nothing_to_the_disk(wire):
+    """An idle node's disk stands still, and a busy one's holds what clients wrote."""
+    for _ in range(100):
+        wire.advance(0.05)
+    before = wire.engines["a"].scan(Space.META, limit=100)
+    put(wire)
+    for _ in range(100):
+        wire.advance(0.05)
+    changed = {key for key, value in wire.engines["a"].scan(Space.META, limit=100) if (key, value) not in before}
+    assert changed == set()

@@ -17,7 +17,12 @@ def test_defaults():
     assert (props.durability, props.reconcile, props.resp_siblings) == ("sync", "siblings", "newest")
     assert (props.value_bytes_max, props.key_bytes_max) == (1 << 20, 1 << 16)
     assert (props.siblings_warn, props.siblings_max) == (25, 100)
-    assert DURABILITY == {"sync": Durability.SYNC, "os": Durability.OS, "memory": Durability.MEMORY}
+    assert DURABILITY == {
+        "sync": Durability.SYNC,
+        "one": Durability.MEMORY,
+        "os": Durability.OS,
+        "memory": Durability.MEMORY,
+    }
     assert Durability.MEMORY < Durability.OS < Durability.SYNC
 
 
@@ -53,7 +58,7 @@ def test_ranges_are_inclusive():
         ({"m": "3"}, "unknown bucket property 'm'; known are n, r, w"),
         ({"n": "three"}, "n='three' must be a whole number"),
         ({"n": ""}, "n='' must be a whole number"),
-        ({"durability": "fast"}, "durability='fast' must be one of sync, os, memory"),
+        ({"durability": "fast"}, "durability='fast' must be one of sync, one, os, memory"),
         ({"reconcile": "LWW"}, "reconcile='LWW' must be one of siblings, lww"),
         ({"n": "0"}, "n=0 must lie between 1 and 15"),
         ({"n": "16"}, "n=16 must lie between 1 and 15"),

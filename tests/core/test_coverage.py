@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.core.wire import WALL_MS, Wire
 
-from cartwheel.core import coverage, versions
-from cartwheel.core.errors import Code
+from cartwheel.core import coverage, summary, versions
+from cartwheel.core.errors import Code, CorruptData
 from cartwheel.core.messages import (
     ClientCount,
     ClientScan,
@@ -25,7 +25,7 @@ from cartwheel.core.messages import (
     ScanPage,
     Stored,
 )
-from cartwheel.core.storage import record_key, seal
+from cartwheel.core.storage import MemoryEngine, record_key, seal
 
 CURSORS = 1 << 64
 
@@ -160,6 +160,30 @@ def test_keys_are_at_most_a_thousand_a_page():
     assert len(page.keys) == 1999  # the last row read begins the next page
     assert page.cursor == int.from_bytes(sorted(at)[1999][:8])
     assert len(scan(wire, random.Random(1), limit=10**9)) == 2500
+
+
+@pytest.mark.parametrize("damaged", ["a", "b"])
+def test_damaged_data_at_one_replica_does_not_end_a_scan(monkeypatch, damaged):
+    """Be it the node that is asked, or another owner: the two others answer. With two of them damaged the scan fails."""
+    wire = Wire(["a", "b", "c"], q=16)
+    keys = fill(wire, 20)
+    broken = {wire.engines[damaged]}
+    real = MemoryEngine.scan
+
+    def scan_damaged(self, space, start=b"", end=None, *, limit):
+        if self in broken:
+            raise CorruptData("block checksum mismatch")
+        return real(self, space, start, end, limit=limit)
+
+    monkeypatch.setattr(MemoryEngine, "scan", scan_damaged)
+    page = wire.ask("a", ClientScan(0, "0", 0, 1000))
+    assert page == Page(keys, 0)
+    broken.add(wire.engines["c"])
+    assert wire.ask("a", ClientScan(0, "0", 0, 1000)) is None
+    wire.advance(3.0)
+    failure = wire.replies[wire.client]
+    assert isinstance(failure, Failure)
+    assert failure.code is Code.NOQUORUM
 
 
 def test_a_corrupt_record_is_passed_over():
@@ -303,7 +327,7 @@ def test_counts_survive_a_clean_restart():
 
 def test_after_an_unclean_stop_keys_are_counted_again(monkeypatch):
     """A slice a tick, staged writes and all; writes and deletes meanwhile count once, wherever the counting stands."""
-    monkeypatch.setattr(coverage, "RECOUNT_ROWS", 10)
+    monkeypatch.setattr(summary, "BUILD_ROWS", 10)
     wire = Wire(["a"])
     keys = fill(wire, 100)
     wire.crash("a")
@@ -332,7 +356,7 @@ def test_after_an_unclean_stop_keys_are_counted_again(monkeypatch):
 
 def test_counts_cut_short_are_not_saved(monkeypatch):
     """A clean stop while keys are counted again: the next start begins anew."""
-    monkeypatch.setattr(coverage, "RECOUNT_ROWS", 10)
+    monkeypatch.setattr(summary, "BUILD_ROWS", 10)
     wire = Wire(["a"])
     fill(wire, 100)
     wire.crash("a")

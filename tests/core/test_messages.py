@@ -14,11 +14,29 @@ from cartwheel.core.messages import (
     CountAsk,
     Counts,
     Failure,
+    Fetch,
+    Fetched,
     Forward,
     Forwarded,
+    Health,
+    HintDeliver,
+    HintGrant,
+    HintOffer,
+    HintsAsk,
+    HintStatus,
+    HintsTold,
+    HintTaken,
     HistoryPush,
+    LeafDiff,
+    LeafKeys,
+    LeafRows,
     Message,
+    Probe,
+    Probed,
     PutRequest,
+    Reap,
+    ReapAsk,
+    ReapReady,
     ReplicaRead,
     ReplicaRefused,
     ReplicaRepair,
@@ -28,6 +46,8 @@ from cartwheel.core.messages import (
     ScanAsk,
     ScanPage,
     Stored,
+    TreeLeaves,
+    TreeRoots,
     decode_batch,
     encode_batch,
 )
@@ -41,7 +61,7 @@ texts = st.text(max_size=12)
 clocks = st.dictionaries(texts, readings, max_size=3)
 dots = st.lists(st.tuples(texts, readings), max_size=3).map(tuple)
 found_versions = st.builds(Version, texts, readings, st.none() | blobs, readings, blobs)
-records = st.builds(Record, clocks, st.lists(found_versions, max_size=3).map(tuple))
+records = st.builds(Record, clocks, st.lists(found_versions, max_size=3).map(tuple), dots)
 puts = st.builds(
     PutRequest,
     texts,
@@ -58,11 +78,15 @@ puts = st.builds(
 results = st.builds(Stored, clocks, dots, small, texts) | st.builds(
     Failure, st.sampled_from(Code), texts, st.booleans()
 )
+kept_hints = st.builds(HintStatus, texts, small, small, st.floats(0, 1e6), st.booleans(), texts)
 
 STRATEGIES: dict[type, st.SearchStrategy[Message]] = {
-    ReplicaWrite: st.builds(ReplicaWrite, st.lists(ids), blobs, blobs, st.integers(0, 2), readings),
+    ReplicaWrite: st.builds(ReplicaWrite, st.lists(ids), blobs, blobs, st.integers(0, 2), readings, texts),
+    ReapAsk: st.builds(ReapAsk, ids, st.lists(blobs, max_size=3), blobs),
+    ReapReady: st.builds(ReapReady, ids, st.lists(small, max_size=3)),
+    Reap: st.builds(Reap, st.lists(blobs, max_size=3), blobs),
     ReplicaWrote: st.builds(ReplicaWrote, st.lists(ids, max_size=4)),
-    ReplicaRefused: st.builds(ReplicaRefused, ids, texts),
+    ReplicaRefused: st.builds(ReplicaRefused, ids, texts, blobs),
     ReplicaRead: st.builds(ReplicaRead, ids, blobs),
     ReplicaValue: st.builds(ReplicaValue, ids, st.none() | blobs),
     ReplicaRepair: st.builds(ReplicaRepair, blobs, blobs),
@@ -73,15 +97,36 @@ STRATEGIES: dict[type, st.SearchStrategy[Message]] = {
     CountAsk: st.builds(CountAsk, ids, texts),
     Counts: st.builds(Counts, ids, st.dictionaries(small, small, max_size=3)),
     HistoryPush: st.builds(HistoryPush, blobs),
+    Probe: st.builds(Probe, ids, st.booleans()),
+    Probed: st.builds(Probed, ids),
+    Health: st.builds(Health, st.booleans(), texts),
+    HintOffer: st.builds(HintOffer, small, small),
+    HintGrant: st.builds(HintGrant, small),
+    HintDeliver: st.builds(HintDeliver, ids, st.lists(st.tuples(blobs, blobs), max_size=3), small),
+    HintTaken: st.builds(HintTaken, ids, small, st.lists(small, max_size=3)),
+    HintsAsk: st.builds(HintsAsk, ids),
+    HintsTold: st.builds(HintsTold, ids, st.lists(kept_hints, max_size=3)),
+    TreeRoots: st.builds(TreeRoots, ids, blobs, small, blobs, blobs),
+    TreeLeaves: st.builds(TreeLeaves, ids, blobs, blobs, blobs),
+    LeafKeys: st.builds(
+        LeafKeys, ids, small, small, st.integers(0, 2**64 - 1), blobs, blobs, blobs, small, st.booleans()
+    ),
+    LeafDiff: st.builds(LeafDiff, ids, st.lists(st.tuples(blobs, blobs), max_size=3), blobs, blobs, st.booleans()),
+    LeafRows: st.builds(LeafRows, st.lists(st.tuples(blobs, blobs), max_size=3), st.booleans()),
+    Fetch: st.builds(Fetch, blobs),
+    Fetched: st.builds(Fetched, blobs, st.none() | blobs),
 }
 batches = st.lists(st.one_of(*STRATEGIES.values()), max_size=4)
 
 RECORD = Record({"b/1": 5}, (Version("b/1", 5, b"", 9, b"q"),))
 PUT = PutRequest("0", b"k", b"v", {"b/1": 5, "a/1": 4}, 2, 9, b"q", 0.5, "b", (("c/1", 7),))
 GOLDEN: list[tuple[Message, str]] = [
-    (ReplicaWrite([1, 2], b"at", b"sealed", 2, 300), "9601920102c4026174c4067365616c656402cd012c"),
+    (ReplicaWrite([1, 2], b"at", b"sealed", 2, 300), "9701920102c4026174c4067365616c656402cd012ca0"),
+    (ReapAsk(1, [b"at"], b"8 bytes."), "94280191c4026174c408382062797465732e"),
+    (ReapReady(1, [0]), "9329019100"),
+    (Reap([b"at"], b"8 bytes."), "932a91c4026174c408382062797465732e"),
     (ReplicaWrote([1, 1 << 40]), "92029201cf0000010000000000"),
-    (ReplicaRefused(1, "why"), "930301a3776879"),
+    (ReplicaRefused(1, "why"), "940301a3776879c400"),
     (ReplicaRead(1, b"at"), "930401c4026174"),
     (ReplicaValue(1, b"sealed"), "930501c4067365616c6564"),
     (ReplicaValue(1, None), "930501c0"),
@@ -91,10 +136,40 @@ GOLDEN: list[tuple[Message, str]] = [
     (Forwarded(1, Stored({"b/1": 5}, (("c/1", 7),), 2, "b")), "93080195a673746f72656481a3622f31059192a3632f310702a162"),
     (Forwarded(1, Failure(Code.NOQUORUM, "why", True)), "93080194a76661696c757265a84e4f51554f52554da3776879c3"),
     (ScanAsk(1, "0", b"from", None, 10), "960901a130c40466726f6dc00a"),
-    (ScanPage(1, [(b"at", RECORD)], b"here"), "940a019192c40261749281a3622f31059195a3622f3105c40009c40171c40468657265"),
+    (
+        ScanPage(1, [(b"at", RECORD)], b"here"),
+        "940a019192c40261749381a3622f31059195a3622f3105c40009c4017190c40468657265",
+    ),
     (CountAsk(1, "0"), "930b01a130"),
     (Counts(1, {3: 7}), "930c01810307"),
     (HistoryPush(b"history"), "920dc407686973746f7279"),
+    (Probe(1, True), "930e01c3"),
+    (Probed(1), "920f01"),
+    (Health(False, "h:1"), "9310c2a3683a31"),
+    (HintOffer(3, 400), "931103cd0190"),
+    (HintGrant(256), "9212cd0100"),
+    (HintDeliver(1, [(b"at", b"sealed")], 2), "9413019192c4026174c4067365616c656402"),
+    (HintTaken(1, 16, [0]), "941401109100"),
+    (HintsAsk(1), "921c01"),
+    (
+        HintsTold(1, [HintStatus("d", 3, 400, 1.5, False, "why")]),
+        "931d019186a8696e74656e646564a164a568696e747303a56279746573cd0190a56167655f73cb3ff8000000000000"
+        "aa64656c69766572696e67c2a57761697473a3776879",
+    ),
+    (TreeRoots(1, b"epoch", 3, b"\0\1", b"8 bytes."), "961501c40565706f636803c4020001c408382062797465732e"),
+    (TreeLeaves(1, b"\0\1", b"leaves"), "961601c4020001c4066c6561766573c400c2"),
+    (TreeLeaves(1, b"", b"", b"\0\1"), "961601c400c400c4020001c2"),
+    (
+        LeafKeys(1, 3, 7, 1 << 63, b"from", b"", b"keys", 5000),
+        "9a17010307cf8000000000000000c40466726f6dc400c4046b657973cd1388c3",
+    ),
+    (
+        LeafDiff(1, [(b"at", b"sealed")], b"want", b"here"),
+        "9618019192c4026174c4067365616c6564c40477616e74c40468657265c2",
+    ),
+    (LeafRows([(b"at", b"sealed")], True), "93199192c4026174c4067365616c6564c3"),
+    (Fetch(b"at"), "921ac4026174"),
+    (Fetched(b"at", None), "931bc4026174c0"),
 ]
 
 
@@ -184,4 +259,4 @@ def test_hostile_frames_are_a_peers_error(payload):
 def test_results_of_clients_are_not_messages():
     """What only clients are told has no form on the wire."""
     with pytest.raises(PeerError):
-        decode_batch(messages._encoder.encode([b"", [["stored", {}, [], 1, "a"]]]))
+        decode_batch(messages.peers._encoder.encode([b"", [["stored", {}, [], 1, "a"]]]))

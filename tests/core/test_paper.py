@@ -26,7 +26,7 @@ CART = b"cart:7"
 def after(result: Found | Stored) -> dict[str, Any]:
     """The fields of a put with the context of this result."""
     if isinstance(result, Found):
-        return {"context": result.record.clock, "coordinator": result.coordinator}
+        return {"context": result.record.clock, "dots": result.record.cloud, "coordinator": result.coordinator}
     return {"context": result.clock, "dots": result.dots, "coordinator": result.coordinator}
 
 

@@ -17,6 +17,7 @@ class Waiting:
         self.requests, self.id = requests, request_id
         self.nodes = list(nodes)
         self.failed: list[tuple[str, str]] = []
+        self.times_late = 0
 
     def waiting(self) -> list[str]:
         return list(self.nodes)
@@ -26,6 +27,13 @@ class Waiting:
         self.failed.append((node, reason))
         if not self.nodes:
             self.requests.end(self.id)
+
+    def expire(self) -> None:
+        for node in self.waiting():
+            self.fail(node, "no answer in time")
+
+    def late(self) -> None:
+        self.times_late += 1
 
 
 steps = st.lists(
@@ -41,7 +49,7 @@ steps = st.lists(
 @given(st.sampled_from([0.0, 0.05, 12345.678, 1e7]), steps)
 def test_each_request_is_given_up_once_at_its_deadline(start_s, steps):
     """Never before its deadline; at the first tick that comes a tick after it, at the latest; and never if it ended."""
-    requests, now_s = Requests(), start_s
+    requests, now_s = Requests(-1), start_s
     open_requests: dict[int, float] = {}
     everything: dict[int, Waiting] = {}
     for i, (kind, amount) in enumerate(steps):
@@ -73,7 +81,7 @@ def test_each_request_is_given_up_once_at_its_deadline(start_s, steps):
 
 def test_a_deadline_in_the_past_is_noticed_at_the_next_tick():
     """Even where its bucket was opened already."""
-    requests = Requests()
+    requests = Requests(-1)
     requests.tick(100.0)
     late = Waiting(requests, 1, "a")
     requests.add(1, late, 50.0)
@@ -83,7 +91,7 @@ def test_a_deadline_in_the_past_is_noticed_at_the_next_tick():
 
 def test_time_that_goes_back_opens_nothing_twice():
     """The driver's clock does not, and if it did no deadline would be lost."""
-    requests = Requests()
+    requests = Requests(-1)
     requests.tick(100.0)
     requests.tick(50.0)
     late = Waiting(requests, 1, "a")
@@ -96,7 +104,7 @@ def test_time_that_goes_back_opens_nothing_twice():
 
 def test_a_lost_peer_fails_those_who_wait_for_it():
     """With its reason, and only them."""
-    requests = Requests()
+    requests = Requests(-1)
     both, other = Waiting(requests, 1, "ab"), Waiting(requests, 2, "b")
     requests.add(1, both, 1.0)
     requests.add(2, other, 1.0)
@@ -109,7 +117,7 @@ def test_a_lost_peer_fails_those_who_wait_for_it():
 
 def test_answered_requests_are_not_under_way():
     """They still have their deadline, and ending them leaves nothing behind."""
-    requests = Requests()
+    requests = Requests(-1)
     for i in (1, 2):
         requests.add(i, Waiting(requests, i, "a"), 1.0)
     requests.answered(1)
@@ -124,7 +132,7 @@ def test_answered_requests_are_not_under_way():
 
 def test_check_finds_a_request_without_a_deadline():
     """It would leak."""
-    requests = Requests()
+    requests = Requests(-1)
     requests.by_id[7] = Waiting(requests, 7, "a")
     with pytest.raises(AssertionError, match="without a deadline"):
         requests.check()
@@ -132,7 +140,50 @@ def test_check_finds_a_request_without_a_deadline():
 
 def test_check_finds_an_ended_request_among_the_answered():
     """It would make room for one more than the limit."""
-    requests = Requests()
+    requests = Requests(-1)
     requests.answered(7)
     with pytest.raises(AssertionError, match="counts as answered"):
         requests.check()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.just(0.0)),
+            st.tuples(st.just("end"), st.integers(0, 20)),
+            st.tuples(st.just("answer"), st.integers(0, 20)),
+            st.tuples(st.just("pass"), st.sampled_from([0.01, TICK_S, TICK_S, 0.12, 1.0])),
+        ),
+        max_size=60,
+    )
+)
+def test_a_request_is_late_from_late_s_on(steps):
+    """At the first tick from ``late_s`` on after the tick that followed its beginning, unless it ended or was answered; then
+    again each ``late_s``."""
+    late_s = 0.2
+    requests, now_s, last_id = Requests(0), 0.0, 0
+    noted_s: dict[int, float] = {}  # open ones, with the first tick after they began
+    fresh: list[int] = []
+    everything: dict[int, Waiting] = {}
+    for kind, amount in steps:
+        if kind == "add":
+            last_id += 1
+            everything[last_id] = Waiting(requests, last_id, "a")
+            requests.add(last_id, everything[last_id], 1e9)
+            fresh.append(last_id)
+        elif kind == "pass":
+            now_s += amount
+            noted_s |= dict.fromkeys(fresh, now_s)
+            fresh.clear()
+            requests.mark_late(now_s, last_id, late_s)
+            for request_id, since_s in noted_s.items():
+                assert bool(everything[request_id].times_late) == (since_s <= now_s - late_s)
+        elif amount in requests.by_id:
+            if kind == "end":
+                requests.end(amount)
+            else:
+                requests.answered(amount)
+            if everything[amount].times_late == 0:
+                noted_s.pop(amount, None)
+                fresh[:] = [request_id for request_id in fresh if request_id != amount]
+    assert all(waiting.times_late <= now_s / late_s for waiting in everything.values())

@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartwheel.core.errors import CorruptData
-from cartwheel.core.storage import BUCKET_BYTES_MAX, record_key, seal, split_record_key, unseal
+from cartwheel.core.storage import (
+    BUCKET_BYTES_MAX,
+    BUFFER_S,
+    BUFFER_WRITES,
+    MemoryEngine,
+    Space,
+    Store,
+    record_key,
+    seal,
+    split_record_key,
+    unseal,
+)
+from cartwheel.core.types import Durability
 
 buckets = st.text(max_size=60)
 
@@ -73,3 +85,27 @@ def test_every_flipped_bit_is_found():
             unseal(key, sealed[:at])
     with pytest.raises(CorruptData):
         unseal(record_key("0", b"cart:8"), sealed)
+
+
+def test_when_the_open_group_is_due():
+    """At once if somebody waits for it; else once it is old enough, or large enough, and never if it is empty."""
+    store = Store(MemoryEngine())
+    assert not store.due(100.0)
+    store.stage(Space.RECORDS, b"k", b"1", Durability.MEMORY)
+    assert not store.due(200.0)
+    store.stage(Space.META, b"k", b"1", Durability.MEMORY)
+    assert not store.due(200.0 + BUFFER_S * 0.9)
+    assert store.due(200.0 + BUFFER_S)
+    store.take()
+    store.committed()
+    assert not store.due(300.0)
+    for i in range(BUFFER_WRITES - 1):
+        store.stage(Space.RECORDS, b"%d" % i, b"1", Durability.MEMORY)
+    store.stage(Space.RECORDS, b"0", b"2", Durability.MEMORY)
+    assert not store.due(300.0)
+    store.stage(Space.HINTS, b"k", None, Durability.MEMORY)
+    assert store.due(300.0)
+    store.take()
+    store.committed()
+    store.stage(Space.RECORDS, b"k", b"1", Durability.OS)
+    assert store.due(300.0)

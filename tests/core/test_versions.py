@@ -44,24 +44,18 @@ class Key:
         self.counters = [100, 5, 5]  # clocks that disagree; two even give out equal readings
 
     def read(self, replica: int) -> Seen:
-        return Seen(self.known[replica], self.records[replica].clock)
+        return Seen(self.known[replica], self.records[replica].clock, self.records[replica].cloud)
 
     def merge(self, ours: int, theirs: int) -> None:
         self.known[ours] |= self.known[theirs]
         self.records[ours] = versions.merge(self.records[ours], self.records[theirs])
 
-    def put(self, replica: int, seen: Seen | None, *, tombstone: bool = False) -> Seen | None:
+    def put(self, replica: int, seen: Seen | None, *, tombstone: bool = False) -> Seen:
         """Write with what ``seen`` stands for (None: blindly, over all that the replica holds); return the context after it."""
         record = self.records[replica]
         context = self.read(replica) if seen is None else seen
-        if not versions.accounts_for(record, context.dots):  # as the coordinator does: learn of these writes first
-            helper = next((r for r in range(REPLICAS) if versions.accounts_for(self.records[r], context.dots)), None)
-            if helper is None:
-                return None
-            self.merge(replica, helper)
-            record = self.records[replica]
         if self.causal_readings:
-            seen_readings = [c for clock in (record.clock, context.clock, dict(context.dots)) for c in clock.values()]
+            seen_readings = [*record.clock.values(), *context.clock.values(), *(counter for _, counter in context.dots)]
             self.counters[replica] = max([self.counters[replica], *seen_readings])
         self.counters[replica] += 1
         dot = (f"n{replica}/{self.stints[replica]}", self.counters[replica])
@@ -71,8 +65,8 @@ class Key:
         self.dots.append(dot)
         self.records[replica] = new
         self.known[replica] |= context.events | {event}
-        clock, dots = versions.context_after_put(new, context.clock, dot, context.dots)
-        return Seen(context.events | {event}, clock, dots)
+        self.check_seen(after := Seen(context.events | {event}, *context_after(record, new, context, dot)))
+        return after
 
     def forget(self, replica: int, remembered: Record, events: Events) -> None:
         """The disk is lost, or an older copy of it restored: the node goes on as a new stint."""
@@ -88,6 +82,13 @@ class Key:
         self.check()
         assert len({versions.encode(record) for record in self.records}) == 1
 
+    def check_seen(self, seen: Seen) -> None:
+        """A context covers exactly what its client has seen, and is canonical."""
+        covered = Record(seen.clock, (), seen.dots)
+        versions.check(covered)
+        assert self.histories.closed(seen.events)
+        assert {e for e, dot in enumerate(self.dots) if versions.accounts_for(covered, (dot,))} == seen.events
+
     def check(self) -> None:
         """Each replica is as the model says, and its bytes say the same."""
         for record, known in zip(self.records, self.known, strict=True):
@@ -95,8 +96,13 @@ class Key:
             assert versions.decode(memoryview(versions.encode(record))) == record
             live = self.histories.live(known)
             assert {v.dot for v in record.versions} == {self.dots[event] for event in live}
-            for event, (actor, counter) in enumerate(self.dots):
-                assert (counter <= record.clock.get(actor, -1)) == (event in known)
+            assert self.histories.closed(known)
+            for event, dot in enumerate(self.dots):
+                assert versions.accounts_for(record, (dot,)) == (event in known)
+
+
+def context_after(before: Record, after: Record, context: Seen, dot: Dot) -> tuple[Clock, tuple[Dot, ...]]:
+    return versions.context_after_put(before, after, context.clock, dot, context.dots)
 
 
 class VersionsMachine(RuleBasedStateMachine):
@@ -119,7 +125,7 @@ class VersionsMachine(RuleBasedStateMachine):
 
     @rule(target=contexts, replica=replicas, seen=contexts | st.none(), tombstone=st.booleans())
     def put(self, replica: int, seen: Seen | None, tombstone: bool) -> Seen:
-        return self.key.put(replica, seen, tombstone=tombstone) or Seen(NOTHING, {})
+        return self.key.put(replica, seen, tombstone=tombstone)
 
     @rule(pair=pairs)
     def merge(self, pair: list[int]) -> None:
@@ -177,12 +183,14 @@ def replicas_of_a_key(draw: st.DrawFn, *, causal_readings: bool = False) -> list
     """Records that replicas of one key can come to hold."""
     key = Key(causal_readings=causal_readings)
     contexts: list[Seen | None] = [None, Seen(NOTHING, {})]
-    steps = st.tuples(st.integers(0, 3), st.integers(0, REPLICAS - 1), st.integers(0, REPLICAS - 1), st.integers(0, 30))
+    steps = st.tuples(st.integers(0, 5), st.integers(0, REPLICAS - 1), st.integers(0, REPLICAS - 1), st.integers(0, 30))
     for kind, ours, theirs, which in draw(st.lists(steps, max_size=20)):
         if kind == 0:
             key.merge(ours, theirs)
         elif kind == 1:
             contexts.append(key.read(ours))
+        elif kind == 2:
+            key.forget(ours, EMPTY, NOTHING)
         else:
             contexts.append(key.put(ours, contexts[which % len(contexts)], tombstone=kind == 3))
     return key.records
@@ -217,11 +225,11 @@ def test_merge_returns_its_argument_where_nothing_changes(records):
 
 @given(replicas_of_a_key(), st.randoms(use_true_random=False))
 def test_equal_records_are_equal_bytes(records, random):
-    """The bytes do not depend on the order in which a record's clock was filled."""
+    """The bytes do not depend on the order in which a record's clock and cloud were filled."""
     merged = functools.reduce(versions.merge, records)
     items = list(merged.clock.items())
     random.shuffle(items)
-    assert versions.encode(Record(dict(items), merged.versions)) == versions.encode(merged)
+    assert versions.encode(Record(dict(items), merged.versions, merged.cloud)) == versions.encode(merged)
     assert versions.decode(versions.encode(merged)) == merged
 
 
@@ -230,6 +238,7 @@ def test_a_stripped_record_merges_like_the_whole_one(records):
     """Stripping the values before a merge or after it is the same; tombstones stay tombstones, values stay values."""
     a, b, _ = records
     assert versions.merge(versions.strip(a), versions.strip(b)) == versions.strip(versions.merge(a, b))
+    assert (versions.strip(a).clock, versions.strip(a).cloud) == (a.clock, a.cloud)
     for version, bare in zip(a.versions, versions.strip(a).versions, strict=True):
         assert bare.value == (None if version.value is None else b"")
         assert bare.live(0) == version.live(0)
@@ -274,7 +283,7 @@ def test_merge_after_last_writer_wins():
 
 # --- single facts -----------------------------------------------------------------------------------------------------
 
-A1, A2, B1 = ("a/1", 1), ("a/1", 2), ("b/1", 1)
+A1, A2, A3, B1, B2 = ("a/1", 1), ("a/1", 2), ("a/1", 3), ("b/1", 1), ("b/1", 2)
 
 
 def record_of(*found: Version) -> Record:
@@ -311,36 +320,90 @@ def test_a_dot_is_never_minted_twice(record, context, dot):
 def test_context_after_put_without_sibling_is_the_whole_clock():
     """A lone version has all that its record accounts for in its past."""
     record = versions.put(versions.put(EMPTY, {}, B1, b"x"), {"b/1": 1}, A1, b"y")
-    assert versions.context_after_put(record, {"b/1": 1}, A1, ()) == ({"a/1": 1, "b/1": 1}, ())
+    assert versions.context_after_put(EMPTY, record, {"b/1": 1}, A1, ()) == ({"a/1": 1, "b/1": 1}, ())
+    noted = versions.put(EMPTY, {}, A1, b"y", seen=(B1,))
+    assert versions.context_after_put(EMPTY, noted, {}, A1, (B1,)) == ({"a/1": 1}, (B1,))
 
 
 def test_context_after_put_beside_a_sibling_does_not_cover_it():
     """The writer of y has not seen x, so its next write must leave x alone, and end y."""
-    record = versions.put(versions.put(EMPTY, {}, B1, b"x"), {}, A1, b"y")
-    clock, dots = versions.context_after_put(record, {}, A1, ())
-    assert (clock, dots) == ({}, (A1,))
-    after = versions.put(record, clock, A2, b"z", seen=dots)
+    before = versions.put(EMPTY, {}, A1, b"x")
+    record = versions.put(before, {}, A2, b"y")
+    clock, dots = versions.context_after_put(before, record, {}, A2, ())
+    assert (clock, dots) == ({}, (A2,))
+    after = versions.put(record, clock, A3, b"z", seen=dots)
     assert {v.value for v in after.versions} == {b"x", b"z"}
 
 
-def test_context_after_put_keeps_what_the_record_has_not_heard_of():
-    """A write seen, but unknown to this record, stays in the context, so that a later put still ends it."""
-    elsewhere = versions.put(EMPTY, {}, B1, b"mine, elsewhere")
-    here = versions.put(EMPTY, {}, A1, b"mine, here", seen=(B1,))  # could not read B1: it reached no one in reach
-    clock, dots = versions.context_after_put(here, {}, A1, (B1,))
-    assert B1 in dots
-    both = versions.merge(here, elsewhere)
-    assert len(both.versions) == 2  # for now a false sibling
-    assert [v.value for v in versions.put(both, clock, A2, b"next", seen=dots).versions] == [b"next"]
+def test_context_after_put_is_a_clock_where_an_entry_claims_nothing_unseen():
+    """The client had seen all of this actor's earlier writes (here: none), and B1, which it also keeps: as a dot."""
+    before = versions.put(EMPTY, {}, B2, b"x")
+    record = versions.put(before, {}, A1, b"y", seen=(B1,))
+    assert versions.context_after_put(before, record, {}, A1, (B1,)) == ({"a/1": 1}, (B1,))
+    assert versions.context_after_put(record, record, {}, A1, (B1,)) == ({}, (A1, B1))  # a retry: nobody knows any more
+
+
+def test_context_after_put_has_a_limit():
+    """Of ever more single dots the oldest are left out, whatever their actor."""
+    seen = tuple(("a/1" if i % 2 else "z/1", i) for i in range(2, versions.CONTEXT_DOTS_MAX + 2))
+    before = versions.put(versions.put(EMPTY, {}, ("m/1", 200), b"x"), {}, ("m/1", 300), b"y")
+    record = versions.put(before, {}, ("m/1", 301), b"z", seen=seen)
+    clock, dots = versions.context_after_put(before, record, {}, ("m/1", 301), seen)
+    assert (clock, dots) == ({}, tuple(sorted((*seen[1:], ("m/1", 301)))))
+
+
+def test_a_put_notes_what_it_has_not_heard_of():
+    """Its version is gone as soon as it comes, and so is the note; an earlier write of that actor stays: it was never seen."""
+    one = versions.put(EMPTY, {}, B1, b"one")
+    two = versions.put(one, {}, B2, b"two")
+    here = versions.put(EMPTY, {}, A1, b"three", seen=(B2, B2))
+    assert here == Record({"a/1": 1}, (Version("a/1", 1, b"three"),), (B2,))
+    assert [v.value for v in versions.merge(here, one).versions] == [b"three", b"one"]
+    assert versions.merge(here, one).cloud == (B2,)  # one's clock does not reach it
+    for merged in (versions.merge(here, two), versions.merge(two, here)):
+        assert [v.value for v in merged.versions] == [b"three", b"one"]
+        assert (merged.clock, merged.cloud) == ({"a/1": 1, "b/1": 2}, ())
+
+
+def test_a_put_over_all_that_is_here_keeps_the_cloud():
+    """A blind put, and one with the context of a read, note nothing new and forget nothing."""
+    here = versions.put(EMPTY, {}, A1, b"x", seen=(B1,))
+    for context, seen in [(here.clock, ()), (here.clock, here.cloud), (dict(here.clock), here.cloud)]:
+        after = versions.put(here, context, A2, b"y", seen=seen)
+        assert after == Record({"a/1": 2}, (Version("a/1", 2, b"y"),), (B1,))
+
+
+def test_an_actor_with_a_dot_of_its_own_in_the_cloud_mints_nothing():
+    """It has forgotten that write, so perhaps others, and its next entry would claim them: invariant A."""
+    noted = versions.put(EMPTY, {}, B1, b"x", seen=(A1,))
+    with pytest.raises(AssertionError, match="lacks one of"):
+        versions.put(noted, noted.clock, A2, b"y")
+    with pytest.raises(AssertionError, match="lacks one of"):
+        versions.put(EMPTY, {}, A2, b"y", seen=(A1,))
+    assert versions.put(noted, {}, ("a/2", 2), b"y").cloud == (A1,)
+
+
+def test_merge_with_clouds_returns_its_argument_where_nothing_changes():
+    """Each side may know more: a version, a note."""
+    plain = versions.put(EMPTY, {}, A1, b"x")
+    noted = versions.put(EMPTY, {}, A1, b"x", seen=(B1,))
+    assert versions.merge(noted, plain) is noted
+    assert versions.merge(plain, noted) is noted
+    newer = versions.put(plain, plain.clock, A2, b"y")
+    assert versions.merge(noted, newer) == versions.merge(newer, noted) == Record(newer.clock, newer.versions, (B1,))
+    assert versions.merge(noted, versions.put(noted, noted.clock, A2, b"y")).cloud == (B1,)
 
 
 def test_accounts_for_asks_for_each_dot():
-    """A write is accounted for if it is live or superseded; one unknown dot suffices for no."""
+    """A write is accounted for if it is live or superseded, or noted; one unknown dot suffices for no."""
     record = versions.put(versions.put(EMPTY, {}, A1, b""), {"a/1": 1}, A2, b"")
     assert versions.accounts_for(record, [A1, A2])
     assert not versions.accounts_for(record, [A1, B1])
     assert not versions.accounts_for(record, [("a/1", 3)])
     assert versions.accounts_for(record, [])
+    noted = versions.put(record, {}, ("a/1", 3), b"", seen=(B2,))
+    assert versions.accounts_for(noted, [A1, B2])
+    assert not versions.accounts_for(noted, [B1])
 
 
 def test_siblings_show_a_retried_write_once():
@@ -409,17 +472,21 @@ def test_newest(record, expected):
     found = versions.newest(record)
     assert (found and found.dot) == expected
     assert versions.only_newest(record) == Record(record.clock, () if found is None else (found,))
+    noted = Record(record.clock, record.versions, (("c/1", 9),))
+    assert versions.only_newest(noted).cloud == noted.cloud
 
 
 def test_explanation_of_a_record():
     """``as_dict`` tells dots, sizes and fates, not values."""
     record = record_of(Version("b/1", 2, b"four"), Version("a/1", 1, None, 9))
+    record = Record(record.clock, record.versions, (("c/1", 3),))
     assert versions.as_dict(record) == {
         "clock": {"a/1": 1, "b/1": 2},
         "versions": [
             {"dot": ["a/1", 1], "bytes": None, "tombstone": True, "expires_at_ms": 9},
             {"dot": ["b/1", 2], "bytes": 4, "tombstone": False, "expires_at_ms": 0},
         ],
+        "cloud": [["c/1", 3]],
     }
     assert list(versions.as_dict(record)["clock"]) == ["a/1", "b/1"]
 
@@ -431,6 +498,9 @@ def test_explanation_of_a_record():
         Record({"a/1": 1}, (Version("a/1", 2, b""),)),
         Record({"a/1": 2}, (Version("a/1", 2, b""), Version("a/1", 1, b""))),  # not in dot order
         Record({"a/1": 1}, (Version("a/1", 1, b""), Version("a/1", 1, b""))),  # one dot twice
+        Record({"a/1": 1}, (), (A1,)),  # the clock covers a dot of the cloud
+        Record({}, (), (B1, A1)),  # not in order
+        Record({}, (), (A1, A1)),  # twice
     ],
 )
 def test_check_refuses(bad):
@@ -445,9 +515,21 @@ def test_check_refuses(bad):
 def test_the_bytes_of_a_record():
     """What lies on disks must not change by accident: a record written by this version is read by all later ones."""
     record = Record({"b/2": 300, "a/1": 5}, (Version("a/1", 5, b"milk", 7, b"q"), Version("b/2", 300, None)))
-    golden = bytes.fromhex("9282a3612f3105a3622f32cd012c9295a3612f3105c4046d696c6b07c4017195a3622f32cd012cc000c400")
+    golden = bytes.fromhex("9382a3612f3105a3622f32cd012c9295a3612f3105c4046d696c6b07c4017195a3622f32cd012cc000c40090")
     assert versions.encode(record) == golden
     assert versions.decode(golden) == record
+    noted = Record(record.clock, record.versions, (("b/2", 301), ("c/3", 7)))
+    golden = golden[:-1] + bytes.fromhex("9292a3622f32cd012d92a3632f3307")
+    assert versions.encode(noted) == golden
+    assert versions.decode(golden) == noted
+
+
+def test_records_of_before_there_were_clouds_are_read():
+    """They have two fields; written again, they have three."""
+    record = Record({"b/2": 300, "a/1": 5}, (Version("a/1", 5, b"milk", 7, b"q"), Version("b/2", 300, None)))
+    old = bytes.fromhex("9282a3612f3105a3622f32cd012c9295a3612f3105c4046d696c6b07c4017195a3622f32cd012cc000c400")
+    assert versions.decode(old) == record
+    assert versions.encode(versions.decode(old)) == versions.encode(record)
 
 
 @given(st.binary(max_size=60))
@@ -475,4 +557,4 @@ def test_damaged_bytes_are_corrupt_data(records, data):
 def test_bottomless_bytes_are_corrupt_data():
     """Arrays nested beyond what the parser follows do not take the process down."""
     with pytest.raises(CorruptData):
-        versions.decode(b"\x93\x80\x90" + b"\x91" * 200_000)
+        versions.decode(b"\x94\x80\x90\x90" + b"\x91" * 200_000)

@@ -86,7 +86,7 @@ class Wire:
             self.boot(name, next(self._boots))
         for name in names:
             self.connect(name)
-        self.advance(0)  # the first mark of each clock is known to be durable
+        self.advance(0)
 
     def boot(self, name: NodeId, boot: int) -> None:
         """Start a node on what its engine holds."""
@@ -95,7 +95,6 @@ class Wire:
         node = Node(config, store, history=history_of(self._names), stint=f"s{boot}", boot=boot)
         self.nodes[name], self.stores[name] = node, store
         self._held_effects[name] = []
-        self.pass_time(node.wait_s(self.wall(name)))
         node.start(self.now_s, self.wall(name))
         self._commit(name)
 
@@ -117,7 +116,7 @@ class Wire:
 
     def stop(self, name: NodeId) -> None:
         """Stop a node cleanly."""
-        self.nodes[name].shutdown(self.wall(name))
+        self.nodes[name].shutdown()
         self._commit(name)
         self.crash(name)
 

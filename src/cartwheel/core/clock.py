@@ -3,14 +3,15 @@
 A reading is one integer, ``milliseconds since 1970 << 16 | logical``: comparing integers compares times, and 65,536 readings
 fit into a millisecond before the clock runs ahead of the wall (it may; it catches up as soon as the wall does).
 
-Readings are the counters of dots (see ``versions``), so they must never repeat, not even across a crash. Therefore a
-**high-water mark** is persisted: ``limit`` is the highest reading that the disk allows us to use. ``tick()`` may return a
-reading above it, and whoever makes such a reading known must first make a higher mark durable (``needs_mark``).
+Readings are the counters of dots (see ``versions``), so an actor must never use one twice. Within a life the clock only rises; a
+clean stop keeps its last reading; and after any other stop the node is a new actor (a new *stint*), which has used none. So
+nothing need be written to the disk while the clock runs.
 
 Invariants:
-1. ``tick()`` is greater than every earlier ``tick()`` of this node, in this life or an earlier one, and than every reading
-   observed.
-2. A reading over ``skew_ms_max`` ahead of the wall is never observed: one broken clock must not drag all others along.
+1. ``tick()`` is greater than every earlier ``tick()`` of this actor, and than every reading observed.
+2. A reading over ``skew_ms_max`` ahead of the wall is never observed: one broken clock must not drag all others along. So the
+   clock is that far ahead of the wall only where the wall itself was set back (``strayed``): then the node begins a new stint,
+   and its clock begins at the wall again.
 
 *Departs from the paper:* its counters are small integers per key and node; a time in their place gives last-writer-wins
 order and safety when a key is deleted, reaped and created again (design: versions).
@@ -36,14 +37,12 @@ def wall_ms_of(a_reading: int) -> int:
 class HybridClock:
     """One node's clock. Given the wall time by its caller; O(1) per call."""
 
-    __slots__ = ("_last", "_lease_ms", "_skew_ms_max", "limit")
+    __slots__ = ("_last", "_skew_ms_max")
 
-    def __init__(self, *, mark: int, skew_ms_max: int, lease_ms: int) -> None:
-        """Start above ``mark``, the persisted high-water mark (0 on a fresh disk)."""
-        self._last = mark
+    def __init__(self, *, last: int, skew_ms_max: int) -> None:
+        """Start above ``last``, the last reading before a clean stop (0: none)."""
+        self._last = last
         self._skew_ms_max = skew_ms_max
-        self._lease_ms = lease_ms
-        self.limit = mark  # Invariant: the durable high-water mark.
 
     @property
     def last(self) -> int:
@@ -68,22 +67,10 @@ class HybridClock:
             raise ClockSkew(f"clock {ahead_ms} ms ahead of ours, {self._skew_ms_max} ms are allowed")
         self._last = remote
 
-    def wait_ms(self, wall_ms: int) -> int:
-        """How long to wait before the first ``tick`` of a life, so that peers do not refuse its readings as too far ahead.
+    def strayed(self, wall_ms: int) -> bool:
+        """Whether the wall clock was set back so far that peers would refuse our readings."""
+        return (self._last >> LOGICAL_BITS) - wall_ms > self._skew_ms_max
 
-        After an unclean stop the mark is up to a lease ahead of what was really used. If it is further ahead than that, the
-        wall clock went back: waiting would not help, and what follows is the operator's to see.
-        """
-        ahead_ms = (self._last >> LOGICAL_BITS) - wall_ms - self._skew_ms_max // 2
-        return min(max(ahead_ms, 0), self._lease_ms)
-
-    def needs_mark(self, wall_ms: int) -> int | None:
-        """The mark to persist now, or None while the durable one reaches over half a lease ahead."""
-        base = max(self._last, wall_ms << LOGICAL_BITS)
-        if base + (self._lease_ms << LOGICAL_BITS >> 1) < self.limit:
-            return None
-        return base + (self._lease_ms << LOGICAL_BITS)
-
-    def marked(self, mark: int) -> None:
-        """``mark`` is durable now."""
-        self.limit = max(self.limit, mark)
+    def restart(self) -> None:
+        """Go on from the wall clock, as a new actor."""
+        self._last = 0

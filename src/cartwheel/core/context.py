@@ -9,8 +9,8 @@ key would supersede what its holder never read. The **coordinator** is the node 
 through a non-owner goes there first (section 5: it likely keeps "read your writes").
 
 **Dots beside the clock.** The context after a ``put`` that left siblings must cover that put and what its client had read,
-but not siblings the client never saw. A clock cannot say so (an entry covers everything up to it), so such a context keeps
-the one write as a dot beside the clock it was made with. After a ``get``, or where no sibling is left, it is a clock alone.
+but not siblings the client never saw. A clock cannot always say so (an entry covers everything up to it), so such a context
+keeps single writes as dots beside the clock. After a ``get`` the dots are the record's cloud (``versions``): nearly always none.
 """
 
 from __future__ import annotations

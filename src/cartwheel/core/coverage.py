@@ -5,9 +5,8 @@ of the stretch of the ring where it stands for their keys and merges what they s
 come back from another; a replica that lags behind may hide a key only if R do. A stretch is as many partitions as have the
 same owners, so a small cluster needs few of them.
 
-**Counts.** Each node keeps the number of live keys by bucket and partition, in memory, brought up to date on every write.
-They are saved at a clean stop; after an unclean one they are counted again in the background, a slice a tick. DBSIZE takes
-for each partition the highest count among its replicas: an estimate, as in Redis expired keys count until they are touched.
+**Counts.** Each node keeps the number of live keys by bucket and partition (``summary``). DBSIZE takes for each partition the
+highest count among its replicas: an estimate, as in Redis expired keys count until they are touched.
 
 Cost: a page reads about ``limit`` keys at each of R nodes; counts are a few bytes per bucket and partition.
 """
@@ -16,8 +15,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-
-import msgspec
 
 from cartwheel.core import versions
 from cartwheel.core.errors import Code, CorruptData
@@ -35,18 +32,16 @@ from cartwheel.core.messages import (
     ScanPage,
 )  # fmt: skip
 from cartwheel.core.quorum import Outcome, Tally, effective
-from cartwheel.core.storage import POSITION_BYTES, Space, split_record_key, unseal
-from cartwheel.core.types import Durability, NodeId
+from cartwheel.core.storage import POSITION_BYTES, Space, split_record_key
+from cartwheel.core.summary import Summary
+from cartwheel.core.types import NodeId
 from cartwheel.core.versions import Record
 
-META_COUNTS = b"counts"
 CURSOR_BYTES = 8
 SCAN_LIMIT_MAX = 1000
 """Keys of one page at most: a page of the largest keys (64 KiB) still fits a frame."""
 SCAN_BUDGET = 2
 """A replica reads at most this many times ``limit`` rows for one page: buckets share the ring, so others' rows pass by."""
-RECOUNT_ROWS = 500
-"""Rows counted a tick after an unclean stop: a millisecond or two."""
 
 
 class Scanning:
@@ -81,65 +76,15 @@ class Counting:
 class Coverage:
     """This node's part in requests that span keys."""
 
-    def __init__(self, local: Local) -> None:
+    def __init__(self, local: Local, summary: Summary) -> None:
         self._local = local
+        self._summary = summary
         self._requests: dict[int, Scanning | Counting] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self._counts: dict[str, dict[int, int]] = {}
-        self._recount_from: bytes | None = b""  # rows below are counted; None: all are
         self._ends: dict[int, list[bytes | None]] = {}  # n -> partition -> end of its stretch
         self._ends_epoch = b""
 
     # --- counts ---
-
-    def start(self, *, clean: bool) -> None:
-        """Take the saved counts after a clean stop, else count again from the beginning."""
-        saved = self._local.store.get(Space.META, META_COUNTS) if clean else None
-        if saved is not None:
-            self._counts = msgspec.msgpack.decode(saved, type=dict[str, dict[int, int]])
-            self._recount_from = None
-
-    def save(self) -> None:
-        """Stage the counts for a clean stop; counts still incomplete are not saved, so they are made again."""
-        saved = msgspec.msgpack.encode(self._counts) if self._recount_from is None else None
-        self._local.store.stage(Space.META, META_COUNTS, saved, Durability.SYNC)
-
-    def note_write(self, record_key: bytes, old: Record, new: Record) -> None:
-        """Keep the counts up to date (``Local.on_write``)."""
-        if old.versions and new.versions and None not in (old.versions[0].value, new.versions[0].value):
-            return  # the usual write: there was a value, and there is one
-        delta = _shows(new) - _shows(old)
-        if delta and (self._recount_from is None or record_key < self._recount_from):
-            self._add(record_key, delta)
-
-    def _add(self, record_key: bytes, delta: int) -> None:
-        local = self._local
-        assert local.ring is not None
-        bucket = split_record_key(record_key)[0]
-        counts = self._counts.setdefault(bucket, {})
-        partition = local.ring.partition_of(record_key)
-        counts[partition] = counts.get(partition, 0) + delta
-
-    def _recount_slice(self) -> None:
-        start = self._recount_from
-        if start is None:
-            return
-        rows = self._local.store.scan(Space.RECORDS, start, limit=RECOUNT_ROWS)
-        for record_key, sealed in rows:
-            if _shows(self._decode(record_key, sealed)):
-                self._add(record_key, 1)
-        self._recount_from = rows[-1][0] + b"\x00" if len(rows) == RECOUNT_ROWS else None
-
-    def _decode(self, record_key: bytes, sealed: bytes) -> Record:
-        try:
-            return versions.decode(unseal(record_key, sealed))
-        except CorruptData:
-            self._local.count("corrupt_records")
-            return versions.EMPTY
-
-    def buckets(self) -> list[str]:
-        """The buckets with live keys here."""
-        return sorted(name for name, counts in self._counts.items() if any(n > 0 for n in counts.values()))
 
     def count(self, event: ClientCount) -> None:
         """Ask every node for its counts."""
@@ -149,7 +94,7 @@ class Coverage:
             local.reply(event.client, result)
 
         counting = Counting(set(local.reachable), done)
-        counting.note(self._counts.get(event.bucket, {}))
+        counting.note(self._summary.keys(event.bucket))
         if not counting.waiting:
             done(Counted(sum(counting.keys.values())))
             return
@@ -159,8 +104,7 @@ class Coverage:
 
     def handle_count_ask(self, src: NodeId, message: CountAsk) -> None:
         """Tell our counts."""
-        held = {p: n for p, n in self._counts.get(message.bucket, {}).items() if n > 0}
-        self._local.send(src, Counts(message.id, held))
+        self._local.send(src, Counts(message.id, self._summary.keys(message.bucket)))
 
     def handle_counts(self, src: NodeId, message: Counts) -> None:
         """A node's counts."""
@@ -198,7 +142,11 @@ class Coverage:
         ask = ScanAsk(request_id, event.bucket, start, stretch_end, limit)
         for owner in owners:
             if owner == local.node:
-                self._note_page(request_id, scanning, owner, self._read_page(ask))
+                page = self._read_page(ask)
+                if page is None:
+                    tally.fail(owner, "its data is damaged there")
+                else:
+                    self._note_page(request_id, scanning, owner, page)
             elif owner in local.reachable:
                 local.send(owner, ask)
             else:
@@ -227,17 +175,24 @@ class Coverage:
         return ends
 
     def handle_scan_ask(self, src: NodeId, message: ScanAsk) -> None:
-        """Read a page of our own keys."""
-        self._local.send(src, self._read_page(message))
+        """Read a page of our own keys. Not answered if we cannot: the others may do."""
+        page = self._read_page(message)
+        if page is not None:
+            self._local.send(src, page)
 
-    def _read_page(self, ask: ScanAsk) -> ScanPage:
+    def _read_page(self, ask: ScanAsk) -> ScanPage | None:
         limit = max(1, min(ask.limit, SCAN_LIMIT_MAX))
         budget = limit * SCAN_BUDGET
-        rows = self._local.store.scan(Space.RECORDS, ask.start, ask.end, limit=budget)
+        try:
+            rows = self._local.store.scan(Space.RECORDS, ask.start, ask.end, limit=budget)
+        except CorruptData:  # a damaged block
+            self._local.count("scans_damaged")
+            return None
         found: list[tuple[bytes, Record]] = []
         for record_key, sealed in rows:
             if split_record_key(record_key)[0] == ask.bucket:
-                found.append((record_key, versions.strip(self._decode(record_key, sealed))))
+                entry = self._local.opened(record_key, sealed)
+                found.append((record_key, versions.EMPTY if entry is None else versions.strip(entry[1])))
         reached = rows[-1][0] + b"\x00" if len(rows) == budget else None
         return ScanPage(ask.id, found, reached)
 
@@ -279,8 +234,7 @@ class Coverage:
     # --- time and peers ---
 
     def handle_tick(self) -> None:
-        """Count a slice, and end what took too long."""
-        self._recount_slice()
+        """End what took too long."""
         now_s = self._local.now_s
         while self._deadlines and self._deadlines[0][0] <= now_s:
             _, request_id = heapq.heappop(self._deadlines)
@@ -309,14 +263,6 @@ class Coverage:
         self._requests[request_id] = request
         heapq.heappush(self._deadlines, (local.now_s + local.config.request_timeout_s, request_id))
         return request_id
-
-
-def _shows(record: Record) -> int:
-    """1 if the record holds any value, else 0."""
-    for version in record.versions:
-        if version.value is not None:
-            return 1
-    return 0
 
 
 def _cut_page(rows: list[tuple[bytes, Record]], reached: bytes | None, end: bytes | None, wall_ms: int) -> Page:

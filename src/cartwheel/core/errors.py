@@ -37,6 +37,10 @@ class BadContext(ClientError):
     """A context token is damaged, forged, or belongs to another key."""
 
 
+class HintsFull(CartwheelError):
+    """No room for another hint: the limit for this intended node, or for all, is reached."""
+
+
 class StorageFailed(CartwheelError):
     """The storage engine could not complete a write or sync. The node halts; a sync is never tried again."""
 

@@ -48,8 +48,12 @@ class HotRecords:
             else:
                 self._add(record_key, (sealed, record))
         else:
-            self._young.pop(record_key, None)
-            self._old.pop(record_key, None)
+            self.drop(record_key)
+
+    def drop(self, record_key: bytes) -> None:
+        """Forget one."""
+        self._young.pop(record_key, None)
+        self._old.pop(record_key, None)
 
     def clear(self) -> None:
         """Forget all: the next reads come from the disk and verify it."""

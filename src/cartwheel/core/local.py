@@ -11,23 +11,23 @@ invariant A): its record fails its checksum, or another node's record accounts f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from cartwheel.core import versions
 from cartwheel.core.clock import HybridClock
 from cartwheel.core.config import DURABILITY, BucketProps, Config
-from cartwheel.core.errors import CorruptData
+from cartwheel.core.errors import CorruptData, HintsFull
+from cartwheel.core.hintstore import HintStore
 from cartwheel.core.hot import Entry, HotRecords
 from cartwheel.core.messages import Effect, Message, Reply, Result, Send
 from cartwheel.core.quorum import effective
 from cartwheel.core.ring import Ring
 from cartwheel.core.storage import BUCKET_BYTES_MAX, Space, Store, seal, split_record_key, unseal
-from cartwheel.core.types import Actor, Clock, Durability, NodeId, make_actor
+from cartwheel.core.types import Actor, Clock, Dot, Durability, NodeId, make_actor
 from cartwheel.core.versions import Record
 
 META_STINT = b"stint"
-META_MARK = b"clock-mark"
 DEFAULT_PROPS = BucketProps()
 CORRUPT_MAX = 10_000
 """Corrupt records that a node keeps in mind; forgetting them costs another stint each."""
@@ -46,6 +46,9 @@ class Plan(NamedTuple):
     w_needed: int
     """Acks of a put that names no W of its own."""
     durability: Durability
+    """What an ack waits for."""
+    one: bool
+    """Whether one of the N is asked for a durable write that W does not wait for (section 6.1)."""
     lww: bool
     refusal: str
     """Why the bucket cannot exist, if so: the name is too long for a record key."""
@@ -66,10 +69,14 @@ class Local:
         self.stint = stint
         self.actor: Actor = make_actor(self.node, stint)
         self.hot = HotRecords()
+        self.hints = HintStore(
+            store,
+            lambda: self.wall_ms,
+            node_bytes_max=config.hint_bytes_max_per_node,
+            bytes_max=config.hint_bytes_max,
+        )
         self.writes = 0  # of records, in this life
         self._corrupt: set[bytes] = set()  # records found corrupt and not rewritten since
-        self._mark_staged = 0
-        self._last_at_mark = -1
         self._next_id = boot << 32
         self.ring: Ring | None = None
         self.size = 0  # how many nodes the ring has
@@ -78,8 +85,42 @@ class Local:
         self._owners: dict[tuple[int, int], tuple[NodeId, ...]] = {}
         self._plans: dict[str, Plan] = {}
         self.reachable: set[NodeId] = set()
+        """Peers that the transport can send to."""
         self.unreachable: dict[NodeId, str] = {}
-        self.on_write: Callable[[bytes, Record, Record], None] = _ignore
+        """The others, and why."""
+        self.readable: set[NodeId] = set()
+        self.writable: set[NodeId] = set()
+        """The reachable ones that answer reads, and those that answer writes, in time: ``failure`` decides."""
+        self.deletable: set[NodeId] = set()
+        """The writable ones, and those whose disk is too full for more than a delete."""
+        self.asked_read: dict[NodeId, int] = {}
+        self.asked_write: dict[NodeId, int] = {}
+        """The id of the last request that each was sent, and"""
+        self.heard_read: dict[NodeId, int] = {}
+        self.heard_write: dict[NodeId, int] = {}
+        """of the last that it answered (or an earlier one that came late)."""
+        self.note_read: Callable[[float], None] = _unnoticed
+        """Told the latency of each get, in seconds."""
+        self.note_write: Callable[[float], None] = _unnoticed
+        """Told the latency of each put that was stored, in seconds."""
+        self.requests_limit = config.requests_max
+        """With so many requests under way this coordinator is full: ``admission`` decides."""
+        self.crowded = False
+        """A request found three quarters of that under way since ``admission`` last looked."""
+        self.takes_writes = True
+        """False while our own disk is nearly full: only deletes are written here."""
+        self.budget: Callable[[int], bool] = _granted
+        """Whether background work of so many records may be done now: ``admission`` decides."""
+        self.on_write: Callable[[bytes, Record, Record, bytes | None, bytes | None], None] = _ignore
+        self.on_mortal: Callable[[bytes, Record], None] = _ignore_mortal
+        """Told of records that may be dead one day: with a tombstone or an expiry."""
+        """Told each write of a record: its key, old and new, and the same sealed (None: there is none)."""
+        self.mark_missing: Callable[[bytes], None] = _ignore_key
+        """Told of keys whose record is known to be missing somewhere: anti-entropy compares their partition soon."""
+        self.on_corrupt: Callable[[bytes], None] = _ignore_key
+        """Told the key of a record that was found corrupt."""
+        self.on_place: Callable[[], None] = _ignore_place
+        """Told that ring, members or buckets may have changed."""
 
     # --- effects ---
 
@@ -95,6 +136,11 @@ class Local:
         """Add to a counter that ``status`` shows."""
         self.counters[name] += by
 
+    @property
+    def last_id(self) -> int:
+        """The latest request id given out: ids rise by one."""
+        return self._next_id
+
     def new_id(self) -> int:
         """A request id that no life of this node used before."""
         self._next_id += 1
@@ -108,6 +154,7 @@ class Local:
         self.size = len(ring.members)
         self._owners = {}
         self._plans = {}
+        self.on_place()
 
     def plan(self, bucket: str) -> Plan:
         """The bucket's plan, made once for each view of the ring."""
@@ -122,6 +169,7 @@ class Local:
                 effective(props.pw, props.n, members),
                 max(effective(props.w, props.n, members), effective(props.pw, props.n, members)),
                 DURABILITY[props.durability],
+                props.durability == "one",
                 props.reconcile == "lww",
                 _refusal(bucket),
             )
@@ -138,6 +186,11 @@ class Local:
             owners = self._owners[partition, n] = self.ring.preference(partition)[:n]
         return owners
 
+    def preference(self, record_key: bytes) -> tuple[NodeId, ...]:
+        """The key's whole preference list: owners, then fallbacks."""
+        assert self.ring is not None
+        return self.ring.preference(self.ring.partition_of(record_key))
+
     def props(self, bucket: str) -> BucketProps:
         """The properties of a bucket; one never set has the defaults."""
         return self.buckets.get(bucket, DEFAULT_PROPS)
@@ -148,29 +201,15 @@ class Local:
 
     # --- the clock and the stint ---
 
-    def mint(self) -> tuple[int, Durability]:
-        """A fresh reading for a dot, and what must be durable before the dot leaves this node (clock, invariant 1)."""
-        counter = self.clock.tick(self.wall_ms)
-        if counter <= self.clock.limit:
-            return counter, Durability.MEMORY
-        self.renew_mark()
-        return counter, Durability.SYNC
+    def mint(self) -> int:
+        """A fresh reading for a dot."""
+        return self.clock.tick(self.wall_ms)
 
-    def renew_mark(self) -> None:
-        """Stage a higher clock mark when half of the lease is used up; it counts once its group is durable.
-
-        Called on each tick, so that under load dots are always below a durable mark and need not wait for it. An idle
-        node's clock stands still, and so does its disk.
-        """
-        if not self.store.pending(Space.META, META_MARK):
-            self.clock.marked(self._mark_staged)
-        if self.clock.last == self._last_at_mark:
-            return
-        mark = self.clock.needs_mark(self.wall_ms)
-        if mark is not None and mark > self._mark_staged:
-            self._mark_staged = mark
-            self._last_at_mark = self.clock.last
-            self.store.stage(Space.META, META_MARK, mark.to_bytes(8), Durability.SYNC)
+    def mind_clock(self) -> None:
+        """If the wall clock was set back, begin anew from there (clock, invariant 2)."""
+        if self.clock.strayed(self.wall_ms):
+            self.start_stint("clock")
+            self.clock.restart()
 
     def start_stint(self, reason: str) -> None:
         """Go on as a new actor: this node may have forgotten some of its dots."""
@@ -180,9 +219,11 @@ class Local:
         self.actor = make_actor(self.node, self.stint)
         self.store.stage(Space.META, META_STINT, self.stint.encode(), Durability.SYNC)
 
-    def notice_amnesia(self, ours: Record, theirs: Clock) -> None:
-        """Start a new stint if ``theirs`` accounts for a dot of our actor that our record does not."""
-        if theirs.get(self.actor, -1) > ours.clock.get(self.actor, -1):
+    def notice_amnesia(self, ours: Record, clock: Clock, dots: Collection[Dot] = ()) -> None:
+        """Start a new stint if ``clock`` or ``dots`` know a dot of our actor that our record's clock does not cover."""
+        actor = self.actor
+        ended = ours.clock.get(actor, -1)
+        if clock.get(actor, -1) > ended or (dots and any(a == actor and counter > ended for a, counter in dots)):
             self.start_stint("amnesia")
 
     def deadline_s(self, timeout_s: float) -> float:
@@ -222,6 +263,21 @@ class Local:
         self._corrupt.add(record_key)
         self.count("corrupt_records")
         self.start_stint("corrupt")
+        self.on_corrupt(record_key)
+
+    def opened(self, record_key: bytes, sealed: bytes) -> Entry | None:
+        """A row of a scan, verified. None if it is corrupt, and so forgotten (unless a good copy was still in memory: then that
+        one is given, and written again)."""
+        try:
+            return sealed, versions.decode(unseal(record_key, sealed))
+        except CorruptData:
+            entry = self.hot.get(record_key)
+            if entry is None:
+                self._forget(record_key)
+                return None
+            self.count("corrupt_records_rewritten")
+            self.write_sealed(record_key, entry[1], entry[1], entry[0], Durability.SYNC)
+            return entry
 
     def read_record(self, record_key: bytes) -> Record:
         """The record, or the empty one. A corrupt one counts as forgotten: empty, after a new stint."""
@@ -231,6 +287,14 @@ class Local:
             return versions.EMPTY
         return versions.EMPTY if entry is None else entry[1]
 
+    def pending(self, record_key: bytes) -> Durability:
+        """What a reply that shows this record must wait for. Its group may need more than an ack in this bucket waits for: other
+        writes are in it, and those of the one (section 6.1)."""
+        pending = self.store.pending(Space.RECORDS, record_key)
+        if pending:
+            return min(pending, self.plan(split_record_key(record_key)[0]).durability)
+        return pending
+
     def write_record(self, record_key: bytes, old: Record, new: Record, durability: Durability) -> bytes:
         """Stage ``new`` over ``old`` and return it sealed."""
         sealed = seal(record_key, versions.encode(new))
@@ -239,12 +303,32 @@ class Local:
 
     def write_sealed(self, record_key: bytes, old: Record, new: Record, sealed: bytes, durability: Durability) -> None:
         """Stage ``new``, already sealed, over ``old``."""
+        entry = self.hot.get(record_key)
+        was = self._stored(record_key, old) if entry is None else entry[0]
         self.store.stage(Space.RECORDS, record_key, sealed, durability)
         self.hot.put(record_key, sealed, new)
         self.writes += 1
         if self._corrupt:
             self._corrupt.discard(record_key)
-        self.on_write(record_key, old, new)
+        self.on_write(record_key, old, new, was, sealed)
+        found = new.versions
+        if len(found) != 1 or found[0].value is None or found[0].expires_at_ms:
+            self.on_mortal(record_key, new)
+
+    def remove_record(self, record_key: bytes, old: Record, was: bytes) -> None:
+        """Stage the removal of a record (``was``, sealed) that is dead everywhere: nothing is left of it here."""
+        self.store.stage(Space.RECORDS, record_key, None, Durability.OS)
+        self.hot.drop(record_key)
+        self.writes += 1
+        self.on_write(record_key, old, versions.EMPTY, was, None)
+
+    def _stored(self, record_key: bytes, old: Record) -> bytes | None:
+        """What is stored as ``old``; None if that is nothing, or could not be read."""
+        try:
+            return None if old is versions.EMPTY else self.store.get(Space.RECORDS, record_key)
+        except CorruptData:
+            self.on_corrupt(record_key)
+            return None
 
     def absorb(self, record_key: bytes, sealed: bytes, durability: Durability) -> None:
         """Merge a record from another node into ours and stage the result, even if it is what we had: whoever asks for
@@ -256,12 +340,89 @@ class Local:
         split_record_key(record_key)
         theirs = versions.decode(unseal(record_key, sealed))
         ours = self.read_record(record_key)
-        self.notice_amnesia(ours, theirs.clock)
+        self.notice_amnesia(ours, theirs.clock, theirs.cloud)
         merged = self.settle(record_key, versions.merge(ours, theirs))
         if merged is theirs:
             self.write_sealed(record_key, ours, merged, sealed, durability)
         else:
             self.write_record(record_key, ours, merged, durability)
+
+    # --- hints ---
+
+    def keep_hint(
+        self, intended: NodeId, record_key: bytes, sealed: bytes, durability: Durability, *, limited: bool = True
+    ) -> None:
+        """Merge a record into what we keep for another node. What is ``limited`` must find room, if it is a new hint, and is
+        refused while our disk is nearly full, unless it only deletes.
+
+        Raises:
+            CorruptData: as ``absorb``.
+            HintsFull: it is refused.
+            ValueError: ``intended`` is not the name of a node.
+        """
+        split_record_key(record_key)
+        record = versions.decode(unseal(record_key, sealed))
+        kept = self.hints.get(intended, record_key)
+        held = None if kept is None else self.read_hint(intended, record_key, kept)
+        if limited and not self.takes_writes and any(version.value is not None for version in record.versions):
+            self.count("hints_refused")
+            raise HintsFull("its disk is nearly full")
+        if self.actor in record.clock or record.cloud:
+            self.notice_amnesia(self.known(record_key), record.clock, record.cloud)
+        if held is not None:
+            merged = self.settle(record_key, versions.merge(held, record))
+            if merged is held and kept is not None:
+                sealed = kept
+            elif merged is not record:
+                sealed = seal(record_key, versions.encode(merged))
+        try:
+            self.hints.put(intended, record_key, sealed, durability, limited=limited)
+        except HintsFull:
+            self.count("hints_refused")
+            raise
+        self.count("hints_kept")
+
+    def answer(self, record_key: bytes) -> tuple[Entry | None, Durability]:
+        """All that this node knows of a key, its own record and what it keeps for others, and what telling it must wait for.
+
+        Raises:
+            CorruptData: as ``read_entry``, also of a hint.
+        """
+        entry = self.read_entry(record_key)
+        hold = self.pending(record_key)
+        if not self.hints.totals:
+            return entry, hold
+        for held in self.hints.held(record_key):
+            hint = self.read_hint(held.intended, record_key, held.sealed)
+            if hint is None:
+                raise CorruptData("a hint's checksum does not match")
+            merged = hint if entry is None else self.settle(record_key, versions.merge(entry[1], hint))
+            if entry is None or merged is not entry[1]:
+                entry = (held.sealed if merged is hint else seal(record_key, versions.encode(merged))), merged
+            if held.pending > hold:
+                hold = max(hold, min(held.pending, self.plan(split_record_key(record_key)[0]).durability))
+        return entry, hold
+
+    def known(self, record_key: bytes) -> Record:
+        """The same as a record; what is corrupt of it counts as forgotten."""
+        record = self.read_record(record_key)
+        for held in self.hints.held(record_key):
+            hint = self.read_hint(held.intended, record_key, held.sealed)
+            if hint is not None:
+                record = versions.merge(record, hint)
+        return self.settle(record_key, record)
+
+    def read_hint(self, intended: NodeId, record_key: bytes, sealed: bytes) -> Record | None:
+        """A hint's record. None if it is corrupt: then it is dropped, and as it may have been all that accounted for a dot of
+        ours, a new stint begins."""
+        try:
+            split_record_key(record_key)
+            return versions.decode(unseal(record_key, sealed))
+        except CorruptData:
+            self.hints.remove(intended, record_key, sealed)
+            self.count("corrupt_hints")
+            self.start_stint("corrupt")
+            return None
 
     def settle(self, record_key: bytes, record: Record) -> Record:
         """Apply the bucket's reconciliation to a merged record: in an ``lww`` bucket only the newest version stays."""
@@ -276,5 +437,27 @@ def _refusal(bucket: str) -> str:
     )
 
 
-def _ignore(record_key: bytes, old: Record, new: Record) -> None:
+def _unnoticed(latency_s: float) -> None:
+    """Nobody measures yet."""
+
+
+def _granted(records: int) -> bool:
+    """Nobody limits background work yet."""
+    del records
+    return True
+
+
+def _ignore(record_key: bytes, old: Record, new: Record, was: bytes | None, sealed: bytes | None) -> None:
     """Nobody counts keys yet."""
+
+
+def _ignore_mortal(record_key: bytes, new: Record) -> None:
+    """Nobody reaps."""
+
+
+def _ignore_key(record_key: bytes) -> None:
+    """Nobody mends records yet."""
+
+
+def _ignore_place() -> None:
+    """Nobody minds yet."""

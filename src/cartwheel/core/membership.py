@@ -90,7 +90,7 @@ class Membership:
         except ConfigError as error:
             local.reply(event.client, Failure(Code.INVALID, str(error)))
             return
-        at = max(local.mint()[0], self._latest() + 1)
+        at = max(local.mint(), self._latest() + 1)
         try:
             change = Change(
                 id=f"{local.actor}:{at:x}",

@@ -1,10 +1,10 @@
 """One node: the machines together, as a function from an event to effects (design: one pure core, two drivers).
 
     driver                         Node.handle(now_s, wall_ms, event) -> effects
-      client request ───────────────> coordinator, coverage, membership
+      client request ───────────────> coordinator, coverage, membership, antientropy
       Received(src, batch) ─────────> each message to its machine; then one acknowledgement for all its writes
       PeerUp / PeerDown ────────────> membership; coordinator and coverage (fail what was asked of it)
-      Tick ─────────────────────────> deadlines, the clock's mark, counting
+      Tick ─────────────────────────> deadlines, verdicts on peers, background work
       TurnEnd ──────────────────────> coordinator: writes of one key leave together
 
 A driver must: commit what ``start`` staged before the first ``handle``; hand in ``TurnEnd`` before it commits or sends; perform
@@ -17,32 +17,60 @@ Invariants (``check``): every request under way has a deadline; the actor is thi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from cartwheel.core.admission import Admission
+from cartwheel.core.antientropy import AntiEntropy
 from cartwheel.core.clock import HybridClock
 from cartwheel.core.config import Config
 from cartwheel.core.coordinator import Coordinator
 from cartwheel.core.coverage import Coverage
-from cartwheel.core.local import META_MARK, META_STINT, Local
+from cartwheel.core.digests import DigestReader
+from cartwheel.core.failure import Detector
+from cartwheel.core.hints import Hints
+from cartwheel.core.local import META_STINT, Local
 from cartwheel.core.membership import Membership
 from cartwheel.core.messages import (
     ClientBucketSet,
     ClientCount,
+    ClientDigests,
     ClientExplain,
     ClientGet,
+    ClientHints,
     ClientPut,
+    ClientRepair,
+    ClientRepairStatus,
     ClientScan,
     CountAsk,
     Counts,
+    DiskSpace,
     Effect,
     Event,
+    Fetch,
+    Fetched,
     Forward,
     Forwarded,
+    Health,
+    HintDeliver,
+    HintGrant,
+    HintOffer,
+    HintsAsk,
+    HintsTold,
+    HintTaken,
     HistoryPush,
+    LeafDiff,
+    LeafKeys,
+    LeafRows,
     MemberStatus,
     PeerDown,
     PeerUp,
+    Probe,
+    Probed,
+    Reap,
+    ReapAsk,
+    ReapReady,
     Received,
     ReplicaRead,
     ReplicaRefused,
@@ -54,14 +82,19 @@ from cartwheel.core.messages import (
     ScanPage,
     Status,
     Tick,
+    TreeLeaves,
+    TreeRoots,
     TurnEnd,
 )  # fmt: skip
+from cartwheel.core.reaper import Reaper
 from cartwheel.core.replica import Replica
-from cartwheel.core.ring import History
+from cartwheel.core.ring import History, Member
 from cartwheel.core.storage import Space, Store
+from cartwheel.core.summary import Summary
 from cartwheel.core.types import Durability, NodeId, make_actor, node_of
 
 META_CLEAN = b"clean-stop"
+"""The clock's last reading, if the node stopped cleanly."""
 
 Handler = Callable[[NodeId, Any], None]
 
@@ -77,16 +110,35 @@ class Node:
             boot: 32 bits that differ from every earlier start of this node; the high half of its request ids.
         """
         self._first_history = history
-        mark = store.get(Space.META, META_MARK)
-        clock = HybridClock(
-            mark=int.from_bytes(mark) if mark else 0, skew_ms_max=config.skew_ms_max, lease_ms=config.clock_lease_ms
-        )
+        clean = store.get(Space.META, META_CLEAN)
+        self._clean = clean is not None
+        clock = HybridClock(last=int.from_bytes(clean or b""), skew_ms_max=config.skew_ms_max)
         self._local = Local(config, store, clock, stint=stint, boot=boot)
+        self._admission = Admission(self._local)
         self._coordinator = Coordinator(self._local)
+        self.crowd = self._coordinator.crowd
+        """Whether a door should refuse new requests, or let them wait a little: cheaper than to hand them in."""
         self._replica = Replica(self._local)
-        self._coverage = Coverage(self._local)
+        self._hints = Hints(self._local)
+        self._summary = Summary(self._local)
+        self._coverage = Coverage(self._local, self._summary)
+        self._antientropy = AntiEntropy(self._local, self._summary)
         self._membership = Membership(self._local)
-        self._local.on_write = self._coverage.note_write
+        self._detector = Detector(self._local)
+        self._reaper = Reaper(self._local)
+        self._local.on_write = self._summary.note_write
+        self._local.on_mortal = self._reaper.note_write
+        self._local.mark_missing = self._antientropy.urge_key
+        self._local.on_place = self._summary.place
+        self._local.on_corrupt = self._note_corrupt
+        self._background = deque(
+            [
+                self._hints.handle_tick,
+                self._antientropy.handle_tick,
+                self._summary.handle_tick,
+                self._reaper.handle_tick,
+            ]
+        )
         self._messages: dict[type, Handler] = {
             ReplicaWrite: self._replica.handle_write,
             ReplicaRead: self._replica.handle_read,
@@ -95,12 +147,31 @@ class Node:
             ReplicaValue: self._coordinator.gets.handle_value,
             ReplicaRefused: self._coordinator.handle_refused,
             Forward: self._coordinator.handle_forward,
-            Forwarded: self._coordinator.puts.handle_forwarded,
+            Forwarded: self._coordinator.puts.forwards.handle_forwarded,
             ScanAsk: self._coverage.handle_scan_ask,
             ScanPage: self._coverage.handle_scan_page,
             CountAsk: self._coverage.handle_count_ask,
             Counts: self._coverage.handle_counts,
             HistoryPush: self._membership.handle_push,
+            HintOffer: self._hints.handle_offer,
+            HintGrant: self._hints.handle_grant,
+            HintDeliver: self._hints.handle_deliver,
+            HintTaken: self._hints.handle_taken,
+            HintsAsk: self._hints.handle_ask,
+            HintsTold: self._hints.handle_told,
+            ReapAsk: self._reaper.handle_ask,
+            ReapReady: self._reaper.handle_ready,
+            Reap: self._reaper.handle_reap,
+            TreeRoots: self._antientropy.handle_roots,
+            TreeLeaves: self._antientropy.handle_leaves,
+            LeafKeys: self._antientropy.answers.handle_keys,
+            LeafDiff: self._antientropy.handle_diff,
+            LeafRows: self._antientropy.answers.handle_rows,
+            Fetch: self._antientropy.fetches.handle_fetch,
+            Fetched: self._antientropy.fetches.handle_fetched,
+            Probe: self._detector.handle_probe,
+            Probed: self._detector.handle_probed,
+            Health: self._detector.handle_health,
         }
         self._events: dict[type, Callable[[Any], None]] = {
             Received: self._received,
@@ -109,11 +180,16 @@ class Node:
             ClientExplain: self._coordinator.explain,
             ClientScan: self._coverage.scan,
             ClientCount: self._coverage.count,
+            ClientHints: self._hints.ask,
+            ClientDigests: DigestReader(self._local).read,
             ClientBucketSet: self._membership.set_bucket,
+            ClientRepair: self._antientropy.repair,
+            ClientRepairStatus: self._antientropy.repair_status,
             PeerUp: self._peer_up,
             PeerDown: self._peer_down,
             Tick: self._tick,
             TurnEnd: self._turn_end,
+            DiskSpace: self._detector.handle_disk,
         }
 
     @property
@@ -128,10 +204,6 @@ class Node:
 
     # --- life ---
 
-    def wait_s(self, wall_ms: int) -> float:
-        """How long a driver should wait before ``start``, to let the wall clock catch up with an earlier life."""
-        return self._local.clock.wait_ms(wall_ms) / 1000
-
     def start(self, now_s: float, wall_ms: int) -> None:
         """Read the node's own facts and stage those of this start: the driver commits them, synced, before anything else.
 
@@ -139,23 +211,25 @@ class Node:
         """
         local, store = self._local, self._local.store
         local.now_s, local.wall_ms = now_s, wall_ms
-        clean = store.get(Space.META, META_CLEAN) is not None
         stored = store.get(Space.META, META_STINT)
-        if clean and stored is not None:
+        if self._clean and stored is not None:
             local.stint = stored.decode()
             local.actor = make_actor(local.node, local.stint)
         store.stage(Space.META, META_STINT, local.stint.encode(), Durability.SYNC)
         store.stage(Space.META, META_CLEAN, None, Durability.SYNC)
-        local.renew_mark()
+        local.mind_clock()
+        self._detector.start()
         self._membership.start(self._first_history)
-        self._coverage.start(clean=clean)
+        self._reaper.start()
+        self._hints.start()
+        self._summary.start(clean=self._clean)
+        self._antientropy.start()
 
-    def shutdown(self, wall_ms: int) -> None:
-        """Stage the marks of a clean stop. The driver commits them, synced, handles nothing more, and closes the store."""
+    def shutdown(self) -> None:
+        """Stage the mark of a clean stop. The driver commits it, synced, handles nothing more, and closes the store."""
         local = self._local
-        local.store.stage(Space.META, META_CLEAN, wall_ms.to_bytes(8), Durability.SYNC)
-        local.store.stage(Space.META, META_MARK, local.clock.last.to_bytes(8), Durability.SYNC)
-        self._coverage.save()
+        local.store.stage(Space.META, META_CLEAN, local.clock.last.to_bytes(8), Durability.SYNC)
+        self._summary.save()
 
     def handle(self, now_s: float, wall_ms: int, event: Event) -> list[Effect]:
         """React to one event: change state now, return what is to be done.
@@ -188,30 +262,50 @@ class Node:
         self._coordinator.puts.leave()  # what was gathered was meant for those reachable before
         self._local.reachable.add(event.node)
         self._local.unreachable.pop(event.node, None)
+        self._detector.handle_peer_up(event.node)
         self._membership.handle_peer_up(event.node)
 
     def _peer_down(self, event: PeerDown) -> None:
         self._coordinator.puts.leave()
         self._local.reachable.discard(event.node)
         self._local.unreachable[event.node] = event.reason
+        self._detector.handle_peer_down(event.node)
         self._coordinator.handle_peer_down(event.node, event.reason)
         self._coverage.handle_peer_down(event.node, event.reason)
+        self._antientropy.handle_peer_down(event.node, event.reason)
+        self._hints.handle_peer_down(event.node, event.reason)
+
+    def _note_corrupt(self, record_key: bytes) -> None:
+        self._summary.note_corrupt(record_key)
+        self._antientropy.fetches.note(record_key)
+
+    def _judge_peers(self) -> None:
+        """Let the detector judge, and the coordinator know who fell silent."""
+        before = self._local.readable.copy()
+        self._detector.handle_tick()
+        for node in sorted(before - self._local.readable):
+            self._coordinator.handle_silent(node)
 
     def _turn_end(self, event: TurnEnd) -> None:
         del event
         self._coordinator.puts.leave()
 
     def _tick(self, event: Tick) -> None:
-        del event
+        self._admission.handle_tick(self._coordinator.under_way, event.late_s)
+        self._coordinator.puts.leave()
+        self._judge_peers()
         self._coordinator.handle_tick()
         self._coverage.handle_tick()
-        self._local.renew_mark()
+        self._local.mind_clock()
+        for handle_tick in self._background:
+            handle_tick()
+        self._background.rotate(1)  # at its floor the budget is for who comes first
 
     # --- for people and tests ---
 
     def buckets_with_keys(self) -> list[str]:
         """The buckets that this node holds live keys of."""
-        return self._coverage.buckets()
+        return self._summary.buckets()
 
     def status(self) -> Status:
         """A snapshot for ``status`` and ``INFO``."""
@@ -221,19 +315,7 @@ class Node:
         owned: dict[NodeId, int] = {}
         for owner in ring.owners:
             owned[owner] = owned.get(owner, 0) + 1
-        members = [
-            MemberStatus(
-                node=member.node,
-                address=member.address,
-                host=member.host,
-                zone=member.zone,
-                weight=member.weight,
-                partitions=owned.get(member.node, 0),
-                reachable=member.node == local.node or member.node in local.reachable,
-                reason="" if member.node == local.node else local.unreachable.get(member.node, ""),
-            )
-            for member in ring.members.values()
-        ]
+        members = [self._member_status(member, owned.get(member.node, 0)) for member in ring.members.values()]
         return Status(
             node=local.node,
             cluster=local.config.cluster,
@@ -244,11 +326,32 @@ class Node:
             requests=self._coordinator.under_way,
             counters=dict(sorted(local.counters.items())),
             notes=self._notes(),
+            admission=self._admission.status(),
+            hints=self._hints.status(),
+            antientropy=self._antientropy.status(),
+        )
+
+    def _member_status(self, member: Member, partitions: int) -> MemberStatus:
+        state, since_s, reason = self._detector.view(member.node)
+        return MemberStatus(
+            node=member.node,
+            address=member.address,
+            host=member.host,
+            zone=member.zone,
+            weight=member.weight,
+            partitions=partitions,
+            reachable=member.node == self._local.node or member.node in self._local.reachable,
+            reason=reason,
+            state=state,
+            since_s=round(since_s, 3),
+            door=self._detector.door(member.node),
         )
 
     def _notes(self) -> list[str]:
         local = self._local
         notes = []
+        if not local.takes_writes:
+            notes.append(f"the disk is {local.config.disk_used_max:.0%} full or more: only deletes are written here")
         size = local.size
         if size < 3:
             notes.append(
@@ -263,3 +366,6 @@ class Node:
         assert node_of(local.actor) == local.node
         assert local.node not in local.reachable
         self._coordinator.check()
+        self._hints.check()
+        self._antientropy.check()
+        self._detector.check()

@@ -60,6 +60,25 @@ class Tally:
                 self.outcome = Outcome.UNREACHABLE
         return self.outcome
 
+    def add(self, node: NodeId) -> None:
+        """One more node is asked, in place of one that does not answer; or one that had failed is asked once more."""
+        assert node not in self.acked, f"{node} has answered"
+        self.failed.pop(node, None)
+        if node not in self.asked:
+            self.asked = [*self.asked, node]
+
+    def replace(self, node: NodeId, better: NodeId, *, again: bool) -> Outcome:
+        """Count ``better`` in place of ``node``: together they are one copy. ``again``: ``node`` is asked anew."""
+        if better not in self.failed:
+            self.acked[self.acked.index(node)] = better
+            if not again:
+                self.failed[node] = f"it stood in for {better}, which has answered"
+            if self.outcome is Outcome.PENDING and len(self.acked) >= self.needed and self._primaries_met():
+                self.outcome = Outcome.MET
+            elif self.outcome is Outcome.PENDING and not self._still_possible():
+                self.outcome = Outcome.UNREACHABLE
+        return self.outcome
+
     @property
     def answered(self) -> bool:
         """Whether every node asked has succeeded or failed."""

@@ -7,7 +7,7 @@ Every handler is idempotent: a write is a merge.
 
 from __future__ import annotations
 
-from cartwheel.core.errors import ClockSkew, CorruptData
+from cartwheel.core.errors import ClockSkew, CorruptData, HintsFull
 from cartwheel.core.local import Local
 from cartwheel.core.messages import (
     ReplicaRead,
@@ -17,7 +17,7 @@ from cartwheel.core.messages import (
     ReplicaWrite,
     ReplicaWrote,
 )  # fmt: skip
-from cartwheel.core.storage import Space
+from cartwheel.core.storage import split_record_key
 from cartwheel.core.types import Durability, NodeId
 
 
@@ -26,42 +26,55 @@ class Replica:
 
     def __init__(self, local: Local) -> None:
         self._local = local
-        self._wrote: list[int] = []
-        self._hold = Durability.MEMORY
+        self._wrote: tuple[list[int], ...] = tuple([] for _ in Durability)  # by what the ack waits for
 
     def handle_write(self, src: NodeId, message: ReplicaWrite) -> None:
-        """Merge and, once durable, acknowledge (``acknowledge`` after the batch)."""
+        """Merge, into our own record or the hint for whom we stand in for, and, once durable, acknowledge (``acknowledge`` after
+        the batch)."""
+        local = self._local
+        try:
+            self._observe(message)
+            durability = Durability(message.durability)
+            if message.intended and message.intended != local.node:
+                local.keep_hint(message.intended, message.record_key, message.sealed, durability)
+            else:
+                local.absorb(message.record_key, message.sealed, durability)
+        except (ClockSkew, CorruptData, HintsFull, ValueError) as error:
+            local.count("writes_refused")
+            hint = message.record_key if message.intended else b""
+            for request_id in message.ids:
+                local.send(src, ReplicaRefused(request_id, str(error), hint))
+            return
+        self._wrote[durability].extend(message.ids)
+
+    def _observe(self, message: ReplicaWrite) -> None:
+        """Let our clock follow the write's. One too far ahead is not followed; only where the last writer wins it is refused:
+        there it would outdo every later write."""
         local = self._local
         try:
             local.clock.observe(message.reading, local.wall_ms)
-            durability = Durability(message.durability)
-            local.absorb(message.record_key, message.sealed, durability)
-        except (ClockSkew, CorruptData, ValueError) as error:
-            local.count("writes_refused")
-            for request_id in message.ids:
-                local.send(src, ReplicaRefused(request_id, str(error)))
-            return
-        self._wrote += message.ids
-        if durability > self._hold:
-            self._hold = durability
+        except ClockSkew:
+            local.count("clock_skew")
+            if local.plan(split_record_key(message.record_key)[0]).lww:
+                raise
 
     def acknowledge(self, src: NodeId) -> None:
-        """The batch from ``src`` is handled: promise its writes in one message, held until they are durable."""
-        if self._wrote:
-            self._local.send(src, ReplicaWrote(self._wrote), self._hold)
-            self._wrote, self._hold = [], Durability.MEMORY
+        """The batch from ``src`` is handled: promise its writes in one message, held until they are durable. (One for each
+        durability: an ack from memory must not wait for another write's sync.)"""
+        for durability, ids in zip(Durability, self._wrote, strict=True):
+            if ids:
+                self._local.send(src, ReplicaWrote(ids.copy()), durability)
+                ids.clear()
 
     def handle_read(self, src: NodeId, message: ReplicaRead) -> None:
-        """Tell what we hold."""
+        """Tell what we hold, hints for others included (section 4.6)."""
         local = self._local
-        record_key = message.record_key
         try:
-            entry = local.read_entry(record_key)
+            entry, hold = local.answer(message.record_key)
         except CorruptData:
             local.send(src, ReplicaRefused(message.id, "its copy fails the checksum"))
             return
-        sealed = None if entry is None else entry[0]
-        local.send(src, ReplicaValue(message.id, sealed), local.store.pending(Space.RECORDS, record_key))
+        local.send(src, ReplicaValue(message.id, None if entry is None else entry[0]), hold)
 
     def handle_repair(self, src: NodeId, message: ReplicaRepair) -> None:
         """Merge what a read found newer elsewhere. A merge is never refused, whatever its clock readings."""

@@ -17,6 +17,16 @@ Dot = tuple[Actor, int]
 """The name of one write: the actor that minted it and its hybrid logical clock reading, used once."""
 
 
+class Crowd(enum.IntEnum):
+    """How many requests a coordinator has under way, against its limit."""
+
+    NONE = 0
+    HIGH = 1
+    """Three quarters: a client that has one under way should wait with the next, so that others find room."""
+    FULL = 2
+    """The limit: nothing new should begin."""
+
+
 class Durability(enum.IntEnum):
     """How far a write must have come before it is acknowledged. Ordered: a higher level implies the lower ones."""
 

@@ -1,28 +1,41 @@
 """The record of a key: its concurrent versions and the clock that tells what they supersede (section 4.4).
 
     Record
-      clock     {"n1/7k": 412, "n2/9c": 388}      all writes accounted for: every dot (a, c) with c <= clock[a]
+      clock     {"n1/7k": 412, "n2/9c": 388}         all writes accounted for: every dot (a, c) with c <= clock[a]
       versions  (dot ("n1/7k", 412), b"milk", ...)   the ones that nothing has superseded: the siblings
                 (dot ("n2/9c", 388), None,   ...)    a tombstone is a version without a value
+      cloud     (("n3/5d", 401),)                    and besides those of the clock, single ones: nearly always none
 
 *Departs from the paper:* a vector clock per object cannot tell two concurrent writes through one coordinator apart: the
 second erases the first, or false siblings breed without end (Riak lived through both). Here each live version keeps its own
 **dot** beside the common clock (dotted version vectors, Preguica et al. 2010), so exactly what a context covers is dropped.
 
-Invariants:
-1. ``clock`` covers the dot of every version; dots are distinct; versions are in dot order. Equal records are equal bytes.
-2. ``merge`` is commutative, associative and idempotent. A version survives a merge iff it is live on both sides, or live on
-   one and not covered by the other's clock: nothing is lost that was not superseded, nothing superseded returns.
-3. (A) An actor mints a dot for a key only if its record accounts for all its earlier dots on that key. A node that may have
-   forgotten some starts a new stint, i.e. goes on as a new actor.
+**The cloud.** A put may supersede a write that its coordinator has not heard of: its client wrote it a moment ago, elsewhere. An
+entry in the clock would claim every earlier write of that actor, too, and they would be lost without a word. So such a dot is
+noted alone, and leaves the cloud when a record whose clock covers it is merged in (a dot cloud: Almeida et al. 2014).
 
-The clock is never pruned by size or age: that would make siblings out of ancestors (Riak kv#1864).
-All functions are pure; O(versions + clock entries), both a handful.
+A record **accounts for** a dot iff its clock covers it or it is in its cloud.
+
+Invariants:
+1. ``clock`` covers the dot of every version, and no dot of the cloud; dots are distinct; versions and cloud are in dot order.
+   Equal records are equal bytes.
+2. ``merge`` is commutative, associative and idempotent. A version survives a merge iff it is live on both sides, or live on
+   one and not accounted for by the other: nothing is lost that was not superseded, nothing superseded returns.
+3. (A) An actor mints a dot for a key only if its record's *clock* covers all its earlier dots on that key: that makes an entry's
+   claim true. A node that may have forgotten some, one with a dot of its own in the cloud above all, starts a new stint, i.e.
+   goes on as a new actor.
+4. A clock entry rises only by its own actor's mint, or to an entry of another record or context: never to a dot of the cloud.
+5. What a record accounts for is closed: with a write, all that the write had superseded. So is what a context covers, as long as
+   it is not over ``CONTEXT_DOTS_MAX``.
+
+Clock and cloud are never pruned by size or age: that would make siblings out of ancestors (Riak kv#1864).
+All functions are pure; O(versions + clock entries + cloud), all a handful.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -59,7 +72,13 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
     clock: Clock
     versions: tuple[Version, ...]
+    cloud: tuple[Dot, ...] = ()
+    """Has a default, so that the bytes of before there were clouds are read."""
 
+
+CONTEXT_DOTS_MAX = 64
+"""Dots in the context after a put: some 2 KB of token. They add up only while a client writes on beside others' writes and never
+reads. The oldest go first: most likely they are known everywhere, and at worst one is a sibling until somebody writes over it."""
 
 EMPTY = Record({}, ())
 """The record of a key that was never written."""
@@ -96,6 +115,11 @@ def descends(clock: Clock, other: Clock) -> bool:
     return True
 
 
+def _without(clock: Clock, dots: Collection[Dot]) -> tuple[Dot, ...]:
+    """The dots that ``clock`` does not cover, in order."""
+    return tuple(sorted({(actor, counter) for actor, counter in dots if counter > clock.get(actor, -1)}))
+
+
 def _holds(versions: tuple[Version, ...], wanted: Version) -> bool:
     """Whether a version with the same dot is among ``versions``: the same write, so the same value."""
     counter, actor = wanted.counter, wanted.actor
@@ -113,23 +137,29 @@ def merge(ours: Record, theirs: Record) -> Record:
     our_versions, their_versions = ours.versions, theirs.versions
     our_clock, their_clock = ours.clock, theirs.clock
     if len(our_versions) == len(their_versions) == 1 and descends(their_clock, our_clock):
-        theirs_replaces_ours = not covers(our_clock, their_versions[0])  # the usual write: newer in every respect
-        if theirs_replaces_ours and covers(their_clock, our_versions[0]):
-            return theirs
-    kept = [v for v in our_versions if not covers(their_clock, v) or _holds(their_versions, v)]
+        (old,), (new,) = our_versions, their_versions
+        is_new = new.counter > our_clock.get(new.actor, -1)
+        if is_new and old.counter <= their_clock.get(old.actor, -1) and not ours.cloud:
+            return theirs  # the usual write: newer in every respect
+    our_cloud, their_cloud = ours.cloud, theirs.cloud
+    kept = [v for v in our_versions if v.counter > their_clock.get(v.actor, -1) or _holds(their_versions, v)]
+    if their_cloud:
+        kept = [v for v in kept if v.dot not in their_cloud]
     kept_count = len(kept)
-    kept += [v for v in their_versions if not covers(our_clock, v)]
+    kept += [v for v in their_versions if v.counter > our_clock.get(v.actor, -1) and v.dot not in our_cloud]
     clock = merge_clocks(our_clock, their_clock)
-    if clock is our_clock and kept_count == len(kept) == len(our_versions):
+    cloud = _without(clock, our_cloud + their_cloud) if our_cloud or their_cloud else ()
+    if clock is our_clock and cloud == our_cloud and kept_count == len(kept) == len(our_versions):
         return ours
     if (
         len(kept) == len(their_versions)
         and descends(their_clock, our_clock)
+        and cloud == their_cloud
         and all(_holds(their_versions, v) for v in kept)
     ):
         return theirs
     kept.sort(key=_dot_order)
-    return Record(clock, tuple(kept))
+    return Record(clock, tuple(kept), cloud)
 
 
 def put(
@@ -145,40 +175,53 @@ def put(
     """Add a write: versions that ``context`` covers, and those in ``seen``, are superseded, the others stay as its siblings.
 
     ``context`` is what the client had read; ``record.clock`` supersedes all that this replica holds, ``{}`` nothing.
-    The dot must be fresh: above everything that the record accounts for of its actor (invariant A). A dot in ``seen`` that
-    the record does not account for yet cannot be noted in a clock, so it has no effect: merge first (``accounts_for``).
+    The dot must be fresh, and the record's clock cover all earlier ones of its actor (invariant A). Dots in ``seen`` that the
+    record does not account for yet are noted in its cloud: their versions will be gone as soon as they come.
     """
     actor, counter = dot
-    assert counter > record.clock.get(actor, -1), f"dot {dot} minted twice"
+    held, cloud = record.clock, record.cloud
+    assert counter > held.get(actor, -1), f"dot {dot} minted twice"
+    if context is held and not (cloud or seen):  # the usual write: it supersedes all that is here
+        return Record({**held, actor: counter}, (Version(actor, counter, value, expires_at_ms, request_id),))
     assert counter > context.get(actor, -1), f"context covers the new dot {dot}"
-    if context is record.clock:  # the usual write: it supersedes all that is here
-        return Record({**context, actor: counter}, (Version(actor, counter, value, expires_at_ms, request_id),))
     kept = [v for v in record.versions if not covers(context, v) and v.dot not in seen]
     kept.append(Version(actor, counter, value, expires_at_ms, request_id))
     if len(kept) > 1:
         kept.sort(key=_dot_order)
-    clock = {**merge_clocks(record.clock, context), actor: counter}
-    return Record(clock, tuple(kept))
+    clock = {**merge_clocks(held, context), actor: counter}
+    if cloud or seen:
+        noted = _without(held, (*cloud, *seen))
+        # Checked before the new entry hides it: the entry would claim all that this actor has forgotten.
+        assert actor not in dict(noted), f"{dot} minted on {held}, which lacks one of {noted}"
+        cloud = _without(clock, noted)
+    return Record(clock, tuple(kept), cloud)
 
 
 def accounts_for(record: Record, dots: Collection[Dot]) -> bool:
     """Whether the record knows all these writes, live or superseded."""
-    return all(counter <= record.clock.get(actor, -1) for actor, counter in dots)
+    clock, cloud = record.clock, record.cloud
+    return all(counter <= clock.get(actor, -1) or (actor, counter) in cloud for actor, counter in dots)
 
 
 def context_after_put(
-    record: Record, context: Clock, dot: Dot, seen: Collection[Dot] = ()
+    before: Record, after: Record, context: Clock, dot: Dot, seen: Collection[Dot] = ()
 ) -> tuple[Clock, tuple[Dot, ...]]:
     """What the client that made ``dot`` with ``context`` and ``seen`` has seen now, as (clock, dots beside it).
 
-    With no sibling left, the whole clock: all that it covers was superseded on the way to this one version. Otherwise the
-    clock would also cover siblings that the client never read, so the write stays a dot beside what it had read. Dots seen
-    that the record does not account for stay, too: a later put, of a record that does, still supersedes them.
+    ``before`` and ``after`` are the coordinator's record around the put. With no sibling left, all that the record accounts for
+    was superseded on the way to this one version. Otherwise its clock would also cover siblings that the client never read,
+    so the client's context grows by the one write: as an entry if ``context`` covered all earlier writes of this actor, else
+    as a dot. The dots seen stay: the next coordinator may know this write from us alone, and not what it superseded.
     """
-    missed = tuple([other for other in seen if not accounts_for(record, (other,))]) if seen else ()
-    if len(record.versions) == 1 and record.versions[0].dot == dot:
-        return record.clock, missed
-    return context, (*missed, dot)
+    if len(after.versions) == 1 and after.versions[0].dot == dot:
+        return after.clock, after.cloud
+    actor, counter = dot
+    if context.get(actor, -1) >= before.clock.get(actor, -1):
+        context = merge_clocks(context, {actor: counter})
+    dots = _without(context, (*seen, dot))
+    if len(dots) > CONTEXT_DOTS_MAX:
+        dots = tuple(sorted(sorted(dots, key=itemgetter(1))[-CONTEXT_DOTS_MAX:]))
+    return context, dots
 
 
 def newest(record: Record) -> Version | None:
@@ -195,7 +238,7 @@ def only_newest(record: Record) -> Record:
         return record
     winner = newest(record)
     assert winner is not None
-    return Record(record.clock, (winner,))
+    return Record(record.clock, (winner,), record.cloud)
 
 
 def siblings(record: Record, wall_ms: int) -> list[Version]:
@@ -244,10 +287,11 @@ def check(record: Record) -> None:
     assert dots == sorted(set(dots)), f"dots not distinct and in order: {dots}"
     for version in record.versions:
         assert covers(record.clock, version), f"clock {record.clock} does not cover {version.dot}"
+    assert record.cloud == _without(record.clock, record.cloud), f"cloud not canonical: {record.cloud}"
 
 
 def as_dict(record: Record) -> dict[str, Any]:
-    """For ``explain``: the clock, and each version's dot, size and fate."""
+    """For ``explain``: clock and cloud, and each version's dot, size and fate."""
     return {
         "clock": dict(sorted(record.clock.items())),
         "versions": [
@@ -259,6 +303,7 @@ def as_dict(record: Record) -> dict[str, Any]:
             }
             for v in record.versions
         ],
+        "cloud": [list(dot) for dot in record.cloud],
     }
 
 
@@ -267,4 +312,5 @@ def strip(record: Record) -> Record:
     return Record(
         record.clock,
         tuple(v if v.value is None else msgspec.structs.replace(v, value=b"") for v in record.versions),
+        record.cloud,
     )

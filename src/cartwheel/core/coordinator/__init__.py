@@ -3,30 +3,37 @@
 ``gets`` and ``puts`` hold the two machines, ``requests`` what is under way and its deadlines. Invariants:
 
 1. A client is answered exactly once.
-2. Stored is sent only after W distinct owners, counted by name, hold the write as durably as the bucket demands.
+2. Stored is sent only after W distinct nodes, counted by name, hold the write as durably as the bucket demands: owners, or
+   fallbacks that keep it as a hint (sloppy quorum, section 4.6).
 3. A put is stamped with one dot, by one coordinator: a forwarded put is never forwarded again, a retry that this
    coordinator remembers is not stamped again.
-4. Minting happens in one synchronous step from reading the record to staging it (versions, invariant A).
-5. A failed put is "rejected" only if nothing of it was staged or sent; otherwise its outcome is "unknown".
+4. A request that hears nothing from a node for ``late_s``, or hears that it cannot serve, asks a fallback in its place.
+5. Minting happens in one synchronous step from reading the record to staging it (versions, invariant A).
+6. A failed put is "rejected" only if nothing of it was staged or sent; otherwise its outcome is "unknown".
 
 O(N) messages and memory per request; requests end at their deadline at the latest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from cartwheel.core.coordinator.gets import Gets, Reading, check_key
-from cartwheel.core.coordinator.puts import Puts
+from cartwheel.core.coordinator.puts import Puts, Writing
 from cartwheel.core.coordinator.requests import Refused, Requests
 from cartwheel.core.errors import Code
 from cartwheel.core.local import Local
 from cartwheel.core.messages import ClientExplain, ClientGet, ClientPut, Failure, Forward, Forwarded, ReplicaRefused
-from cartwheel.core.types import NodeId
+from cartwheel.core.types import Crowd, NodeId
 
 AnyRead = TypeVar("AnyRead", ClientGet, ClientExplain)
+
+
+STALL_S = 1.0
+"""A node that has not ticked for so long was stopped: what it reads now may have waited as long."""
 
 
 class Coordinator:
@@ -34,10 +41,10 @@ class Coordinator:
 
     def __init__(self, local: Local) -> None:
         self._local = local
-        self._requests = Requests()
-        self._most = local.config.requests_max
+        self._requests = Requests(local.last_id)
+        self._ticked_s = math.inf  # no tick yet
         self.gets = Gets(local, self._requests)
-        self.puts = Puts(local, self._requests, self.gets)
+        self.puts = Puts(local, self._requests)
 
     @property
     def under_way(self) -> int:
@@ -71,15 +78,31 @@ class Coordinator:
             self.puts.put(event.put, partial(self._local.reply, event.client))
 
     def handle_forward(self, src: NodeId, message: Forward) -> None:
-        """A put from a node outside the preference list: admitted like a client's."""
-        if not self._is_busy():
+        """A put from a node outside the preference list: admitted like a client's. What waited while this node was stopped is
+        refused: the forwarder has found it silent, and gone elsewhere."""
+        local = self._local
+        if local.now_s - self._ticked_s > STALL_S:
+            local.count("forwards_too_old")
+            local.send(src, Forwarded(message.id, Failure(Code.NOQUORUM, f"{local.node} was stopped for a while")))
+        elif not self._is_busy():
             self.puts.handle_forward(src, message)
-            return
-        self._local.send(src, Forwarded(message.id, self._busy()))
+        else:
+            local.send(src, Forwarded(message.id, self._busy()))
+
+    def crowd(self) -> Crowd:
+        """How much is under way: a bounded queue beats a late answer."""
+        local, requests = self._local, self._requests
+        limit = local.requests_limit
+        high = limit - limit // 4
+        if len(requests.by_id) < high or requests.under_way < high:
+            return Crowd.NONE
+        local.crowded = True
+        return Crowd.FULL if requests.under_way >= limit else Crowd.HIGH
 
     def _is_busy(self) -> bool:
-        """Whether too much is under way: a bounded queue beats a late answer."""
-        return len(self._requests.by_id) >= self._most and self._requests.under_way >= self._most
+        """Whether there is no room even for the later steps of commands that a door let in."""
+        limit = self._local.requests_limit
+        return self.crowd() is Crowd.FULL and self._requests.under_way >= limit + limit // 4
 
     def _busy(self) -> Failure:
         self._local.count("busy")
@@ -87,15 +110,30 @@ class Coordinator:
 
     def handle_refused(self, src: NodeId, message: ReplicaRefused) -> None:
         """A replica cannot serve a read or write."""
+        local = self._local
         request = self._requests.by_id.get(message.id)
+        heard = local.heard_read if isinstance(request, Reading) else local.heard_write
+        heard[src] = max(message.id, heard.get(src, 0))
+        if message.hint:
+            local.mark_missing(message.hint)  # its intended node may have to get it from the other owners
         if request is not None and src in request.waiting():
             if isinstance(request, Reading):
                 request.corrupt.append(src)  # a replica has no other reason to refuse a read
+            elif isinstance(request, Writing):
+                request.refused = [*request.refused, src]
             request.fail(src, message.reason)
 
     def handle_tick(self) -> None:
-        """Give up on what is overdue."""
-        self._requests.tick(self._local.now_s)
+        """Ask others in place of those that are late; give up on what is overdue."""
+        local = self._local
+        self._ticked_s = local.now_s
+        self._requests.mark_late(local.now_s, local.last_id, local.config.late_s)
+        self._requests.tick(local.now_s)
+
+    def handle_silent(self, node: NodeId) -> None:
+        """This peer was found not to answer reads."""
+        for request in list(self._requests.by_id.values()):
+            request.doubt(node)
 
     def handle_peer_down(self, node: NodeId, reason: str) -> None:
         """What was asked of this peer will not be answered."""

@@ -1,7 +1,11 @@
 """The get() state machine (section 4.5) and read repair (section 5).
 
-    ask all N owners ──> R answers ──> Found: all concurrent versions ──> await the stragglers ──> repair the stale
-                    └──> too few left, or deadline ──> NOQUORUM
+    ask the first N healthy ──> R answers ──> Found: all concurrent versions ──> await the stragglers ──> repair the stale
+          │       ^        └──> too few left, or deadline ──> NOQUORUM
+          └ late ─┘ ask a fallback, too
+
+A fallback answers from its hints (section 4.6). Where only fallbacks have answered, and none has heard of the key, the key may be
+safe and sound at owners that cannot be reached: that is NOQUORUM, not "no such key".
 
 Answers are kept as sealed bytes. Equal bytes are equal records, so in the usual case, all replicas agree, one of them is
 decoded and nothing is merged.
@@ -17,6 +21,7 @@ from functools import partial
 
 from cartwheel.core import versions
 from cartwheel.core.coordinator.requests import Done, Refused, Requests, tally_shortfall
+from cartwheel.core.coordinator.targets import Targets, choose, next_fallback
 from cartwheel.core.errors import Code, CorruptData
 from cartwheel.core.local import Local, Plan
 from cartwheel.core.messages import (
@@ -31,7 +36,7 @@ from cartwheel.core.messages import (
     Send,
 )
 from cartwheel.core.quorum import Outcome, Tally, effective
-from cartwheel.core.storage import CHECKSUM_BYTES, POSITION_BYTES, Space, record_key, seal, unseal
+from cartwheel.core.storage import CHECKSUM_BYTES, POSITION_BYTES, record_key, seal, unseal
 from cartwheel.core.types import Durability, NodeId
 from cartwheel.core.versions import Record
 
@@ -43,15 +48,27 @@ class Reading:
     """
 
     __slots__ = (
-        "agreed", "answers", "at", "bucket", "corrupt", "dones", "everyone", "fastest", "first", "gets", "hold", "id", "own",
-        "replied", "tally",
+        "agreed", "answers", "at", "began_s", "bucket", "corrupt", "dones", "doubtful", "everyone", "fastest", "first", "gets",
+        "id", "own", "owners", "reminded", "replied", "spares", "tally",
     )  # fmt: skip
 
-    def __init__(self, gets: Gets, bucket: str, at: bytes, tally: Tally, done: Done, *, everyone: bool) -> None:
+    def __init__(
+        self,
+        gets: Gets,
+        bucket: str,
+        at: bytes,
+        owners: tuple[NodeId, ...],
+        tally: Tally,
+        done: Done,
+        *,
+        everyone: bool,
+    ) -> None:
         self.gets = gets
         self.id = gets.local.new_id()
+        self.began_s = gets.local.now_s
         self.bucket = bucket
         self.at = at  # the record key
+        self.owners = owners
         self.tally = tally
         self.dones = [done]  # whom to answer
         self.everyone = everyone  # reply once every replica has answered (explain), not at R
@@ -61,12 +78,18 @@ class Reading:
         self.fastest: NodeId = ""
         self.agreed = True
         self.corrupt: list[NodeId] = []  # these hold a copy that fails its checksum
-        self.hold = Durability.MEMORY
         self.replied = False
+        self.doubtful: list[NodeId] = []  # fallbacks asked only because an owner is late,
+        self.reminded = False
+        self.spares: list[NodeId] = []  # and those of them that hold nothing: they count once the owner is given up
 
     def note(self, node: NodeId, sealed: bytes | None) -> None:
         """Take a replica's verified answer. Only its first counts."""
         answers = self.answers
+        if sealed is None and node in self.doubtful:
+            if node not in self.spares:
+                self.spares.append(node)
+            return
         if not answers:
             self.first, self.fastest = sealed, node
         elif node in answers:
@@ -83,7 +106,38 @@ class Reading:
 
     def fail(self, node: NodeId, reason: str) -> None:
         """See ``Request``."""
+        if not self.replied and node not in self.corrupt:
+            if self.spares:
+                spare = self.spares.pop(0)
+                self.doubtful.remove(spare)
+                self.note(spare, None)
+            else:
+                self.gets.ask_another(self)
         self.tally.fail(node, reason)
+        self.gets.advance(self)
+
+    def late(self) -> None:
+        """See ``Request``."""
+        waiting = self.waiting()
+        self.gets.remind(self, waiting)
+        for _ in waiting if not self.reminded else ():
+            node = self.gets.ask_another(self)
+            if node is not None:
+                self.doubtful.append(node)
+        self.reminded = True
+
+    def doubt(self, node: NodeId) -> None:
+        """This node was found silent: it may answer yet, but what a fallback said in its place counts now."""
+        if self.spares and not self.replied and node in self.waiting():
+            spare = self.spares.pop(0)
+            self.doubtful.remove(spare)
+            self.note(spare, None)
+            self.gets.advance(self)
+
+    def expire(self) -> None:
+        """See ``Request``."""
+        for node in self.waiting():
+            self.tally.fail(node, "no answer in time")
         self.gets.advance(self)
 
 
@@ -97,7 +151,7 @@ class Gets:
         self._joinable: dict[tuple[str, bytes], Reading] = {}
 
     def get(self, event: ClientGet) -> None:
-        """Read from all N owners, answer at R; or join a reading that begins at this moment."""
+        """Read from the first N healthy nodes, answer at R; or join a reading that begins at this moment."""
         local = self.local
         done = partial(local.reply, event.client)
         plan = local.plan(event.bucket)
@@ -130,41 +184,75 @@ class Gets:
         """Begin a get; ``done`` gets Found (Explained, if for ``everyone``) or Failure. ``r`` of 0 is the bucket's."""
         local = self.local
         at = record_key(bucket, key)
-        owners = local.owners(at, plan.props.n)
-        tally = Tally(owners, max(r or plan.r, plan.pr), primaries=owners, primaries_needed=plan.pr)
-        reading = Reading(self, bucket, at, tally, done, everyone=everyone)
-        message = ReplicaRead(reading.id, at)
-        reachable, me = local.reachable, local.node
-        for owner in owners:
-            if owner in reachable:
-                local.out.append(Send(owner, message))
-            elif owner == me:
-                self._read_own(reading)
+        targets = choose(local, at, plan.props.n, local.readable)
+        owners = targets.owners
+        tally = Tally(targets.asked, max(r or plan.r, plan.pr), primaries=owners, primaries_needed=plan.pr)
+        reading = Reading(self, bucket, at, owners, tally, done, everyone=everyone)
+        reading_id = reading.id
+        message = ReplicaRead(reading_id, at)
+        me, out, asked_read = local.node, local.out, local.asked_read
+        for node in tally.asked:
+            if node != me:
+                out.append(Send(node, message))
+                asked_read[node] = reading_id
             else:
-                tally.fail(owner, local.why_unreachable(owner))
+                self._read_own(reading)
+        if tally.asked is not owners:
+            self._note_missing(tally, targets)
         if not tally.answered:
-            self._requests.add(reading.id, reading, local.deadline_s(timeout_s))
+            self._requests.add(reading_id, reading, local.deadline_s(timeout_s))
         if tally.outcome is not Outcome.PENDING:
             self.advance(reading)
         return reading
 
-    def _read_own(self, reading: Reading) -> None:
+    def _note_missing(self, tally: Tally, targets: Targets) -> None:
+        """Owners that cannot be asked: they count as failed, so that the outcome is known and the client told why."""
+        for owner in targets.owners:
+            if owner not in tally.asked:
+                tally.add(owner)
+                tally.fail(owner, self.local.why_unreachable(owner))
+
+    def remind(self, reading: Reading, silent: list[NodeId]) -> None:
+        """Ask these once more: a message may be lost."""
+        message = ReplicaRead(reading.id, reading.at)
+        for node in silent:
+            if node != self.local.node:
+                self.local.send(node, message)
+
+    def ask_another(self, reading: Reading) -> NodeId | None:
+        """A node does not answer, or cannot: ask the next healthy one, if there is any. Returns it."""
         local = self.local
+        node = next_fallback(local, reading.at, len(reading.owners), reading.tally.asked, local.readable)
+        if node is None or reading.everyone:
+            return None
+        local.count("reads_rerouted")
+        reading.tally.add(node)
+        local.asked_read[node] = max(reading.id, local.asked_read.get(node, 0))
+        local.send(node, ReplicaRead(reading.id, reading.at))
+        return node
+
+    def _read_own(self, reading: Reading) -> None:
+        """Our own answer. One that is not durable yet comes by a message to ourselves that waits: others may be faster."""
+        local, at = self.local, reading.at
         try:
-            entry = local.read_entry(reading.at)
+            entry, hold = local.answer(at)
         except CorruptData:
             reading.tally.fail(local.node, "its copy fails the checksum")
             reading.corrupt.append(local.node)
             return
-        reading.hold = local.store.pending(Space.RECORDS, reading.at)
-        if entry is None:
-            reading.note(local.node, None)
-        else:
-            reading.note(local.node, entry[0])
+        sealed = None if entry is None else entry[0]
+        if hold:
+            local.send(local.node, ReplicaValue(reading.id, sealed), hold)
+            return
+        reading.note(local.node, sealed)
+        if entry is not None:
             reading.own = entry[1]
 
     def handle_value(self, src: NodeId, message: ReplicaValue) -> None:
         """A replica's answer."""
+        heard = self.local.heard_read
+        if message.id > heard.get(src, 0):
+            heard[src] = message.id
         reading = self._requests.by_id.get(message.id)
         if reading.__class__ is not Reading:
             return  # late: the request is over
@@ -186,7 +274,7 @@ class Gets:
         """Reply as soon as the outcome is known; finish once every replica asked has answered or failed."""
         tally = reading.tally
         answered = tally.answered
-        if not reading.replied and (answered if reading.everyone else tally.outcome is not Outcome.PENDING):
+        if not reading.replied and (answered or (not reading.everyone and self._is_decided(reading))):
             self._reply(reading)
         if answered:
             self._requests.end(reading.id)
@@ -195,18 +283,36 @@ class Gets:
         elif reading.replied:
             self._requests.answered(reading.id)
 
+    def _is_decided(self, reading: Reading) -> bool:
+        """Whether the outcome is known. R fallbacks that have not heard of the key decide nothing while an owner may answer."""
+        if reading.tally.outcome is not Outcome.MET:
+            return reading.tally.outcome is not Outcome.PENDING
+        if not self._nobody_can_know(reading):
+            return True
+        waiting = reading.waiting()
+        return not any(owner in waiting for owner in reading.owners)
+
     def _reply(self, reading: Reading) -> None:
         reading.replied = True
-        hold = reading.hold
         result: Explained | Found | Failure
         if reading.everyone:
             result = self._explained(reading)
-        elif reading.tally.outcome is Outcome.MET:
-            result = Found(self._merged(reading), reading.fastest)
+        elif reading.tally.outcome is not Outcome.MET:
+            result = Failure(Code.NOQUORUM, tally_shortfall("R", reading.tally))
+        elif self._nobody_can_know(reading):
+            text = "no owner of the key has answered, and the fallbacks have not heard of it"
+            result = Failure(Code.NOQUORUM, text)
         else:
-            result, hold = Failure(Code.NOQUORUM, tally_shortfall("R", reading.tally)), Durability.MEMORY
+            result = Found(self._merged(reading), reading.fastest)
+            self.local.note_read(self.local.now_s - reading.began_s)
         for done in reading.dones:
-            done(result, hold)
+            done(result, Durability.MEMORY)
+
+    def _nobody_can_know(self, reading: Reading) -> bool:
+        """Whether all answers are "never heard of it", and all from fallbacks."""
+        if reading.first is not None or not reading.agreed:
+            return False
+        return not any(owner in reading.answers for owner in reading.owners)
 
     def _merged(self, reading: Reading) -> Record:
         """What the answers amount to."""
@@ -226,24 +332,31 @@ class Gets:
         sealed = seal(reading.at, versions.encode(merged))
         stale = [node for node, held in reading.answers.items() if held != sealed]
         for node in sorted(stale + reading.corrupt):
+            if node not in reading.owners:
+                continue  # a fallback keeps only what was meant for others
+            if node != local.node and node not in local.writable:
+                continue  # its disk is slow or full: anti-entropy sees to it
             local.count("read_repairs")
             if node == local.node:
                 local.absorb(reading.at, sealed, Durability.OS)
             else:
-                local.send(node, ReplicaRepair(reading.at, sealed), reading.hold)
+                local.send(node, ReplicaRepair(reading.at, sealed))
 
     def _explained(self, reading: Reading) -> Explained:
         local, plan = self.local, self.local.plan(reading.bucket)
         assert local.ring is not None
         replicas: dict[NodeId, Record | str] = {}
-        for owner in reading.tally.asked:
+        for owner in reading.owners:
             replicas[owner] = reading.tally.failed.get(owner) or opened(reading.answers[owner])
+        for node, sealed in reading.answers.items():
+            if node not in replicas and sealed is not None:
+                replicas[node] = opened(sealed)  # a fallback's hints
         partition = local.ring.partition_of(reading.at)
         return Explained(
             position=reading.at[:POSITION_BYTES],
             partition=partition,
             preference=list(local.ring.preference(partition)),
-            n=len(reading.tally.asked),
+            n=len(reading.owners),
             r=plan.r,
             w=plan.w,
             replicas=replicas,

@@ -1,11 +1,15 @@
 """The put() state machine (sections 4.4 and 4.5).
 
-    asked to coordinate ── not an owner ──> forward, once ──> relay the answer
-        │ owner
-        ├─ the context names a write we have not heard of ──> read at quorum first
+    asked to coordinate ── no owner, and one is healthy ──> forward to it (``forwards``)
+        │ an owner, or the first that can stand in for one
         v
-    mint a dot, stage, send to the other owners ──> W durable acks ──> Stored
-                                               └──> too few left, or deadline ──> NOQUORUM, outcome unknown
+    mint a dot, stage, send to the others of the first N healthy ──> W durable acks ──> Stored
+        │        ^                                              └──> too few left, or deadline ──> NOQUORUM, outcome unknown
+        └─ late ─┘ a fallback, too: it keeps the record as a hint
+
+**Sloppy quorum** (section 4.6). An owner that does not answer, or whose disk is full, is stood in for by a fallback, whose ack
+counts (``targets``). With no owner left to ask, a fallback coordinates: it keeps its own copy as a hint, too. So a put succeeds
+wherever W nodes can hear each other.
 
 **Hot keys.** What a turn of the loop wrote to one key leaves as one message to each replica (``Outgoing``): the last record
 accounts for the earlier ones, so their acks come with its own.
@@ -17,20 +21,20 @@ any other: by a message to ourselves that is held until our group is synced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import msgspec
+from collections.abc import Collection
+from functools import partial
 
 from cartwheel.core import versions
-from cartwheel.core.coordinator.gets import Gets, check_key
+from cartwheel.core.coordinator.forwards import Forwards
+from cartwheel.core.coordinator.gets import check_key
 from cartwheel.core.coordinator.requests import Done, Refused, Requests, shortfall, tally_shortfall
-from cartwheel.core.errors import ClockSkew, Code
+from cartwheel.core.coordinator.targets import Targets, choose, next_fallback
+from cartwheel.core.errors import ClockSkew, Code, CorruptData, HintsFull
 from cartwheel.core.local import Local, Plan
 from cartwheel.core.messages import (
     Failure,
     Forward,
     Forwarded,
-    Found,
     PutRequest,
     ReplicaWrite,
     ReplicaWrote,
@@ -49,36 +53,77 @@ EXPIRES_AT_MS_END = 1 << 63
 """What a record's bytes can hold."""
 
 
+NOBODY: list[NodeId] = []
+NONE_ANEW: dict[NodeId, int] = {}
+"""Shared, never changed."""
+
+
 class Writing:
     """A put that this node coordinates. Among the requests, with an id and an answer, once it is stamped."""
 
-    __slots__ = ("at", "done", "id", "plan", "put", "requests", "stored", "tally")
+    __slots__ = (
+        "anew", "at", "began_s", "done", "dot", "id", "intended", "plan", "put", "puts", "refused", "replaced", "requests",
+        "revived", "stored", "tally",
+    )  # fmt: skip
 
     def __init__(
         self,
-        requests: Requests,
+        puts: Puts,
         put: PutRequest,
         plan: Plan,
         at: bytes,
-        owners: Sequence[NodeId],
+        targets: Targets,
         needed: int,
         done: Done,
     ) -> None:
-        self.requests = requests
+        self.puts = puts
+        self.began_s = puts.now_s
+        self.requests = puts.requests
         self.put = put
         self.plan = plan
         self.at = at  # the record key
-        self.tally = Tally(owners, needed, primaries=owners, primaries_needed=plan.pw)
+        self.tally = Tally(targets.asked, needed, primaries=targets.owners, primaries_needed=plan.pw)
+        self.intended = targets.intended  # fallback -> whom it stands in for
         self.done = done
         self.id = 0
+        self.dot: Dot = ("", 0)
+        self.replaced: list[NodeId] = NOBODY  # another was asked in place of these
+        self.revived: list[NodeId] = NOBODY  # owners asked after all, though they could not be reached before
+        self.refused: list[NodeId] = NOBODY  # these will not take it, however often they are asked
+        self.anew = NONE_ANEW  # fallback -> id of the request by which it stands in for another owner now
         self.stored: Stored | None = None
 
-    def ack(self, node: NodeId) -> None:
-        """This node has the write durably."""
-        if self.tally.ack(node) is Outcome.MET:
-            del self.requests.by_id[self.id]
+    def ack(self, node: NodeId, request_id: int) -> None:
+        """This node has the write durably: as the request with this id told it."""
+        if request_id != self.anew.get(node, request_id):
+            return  # it speaks of the slot that it had before
+        twin = self._twin(node) if self.intended else None
+        if twin is None:
+            outcome = self.tally.ack(node)
+        elif node in self.intended:
+            if self.puts.reassign(self, node):
+                return
+            outcome = self.tally.fail(node, f"it stands in for {twin}, which has answered")
+        else:
+            outcome = self.tally.replace(twin, node, again=self.puts.reassign(self, twin))
+        if outcome is Outcome.MET:
+            self._end()
             assert self.stored is not None, "acknowledged before it was stamped"
+            self.puts.note_stored(self.began_s)
             self.done(self.stored, Durability.MEMORY)
+        elif outcome is Outcome.UNREACHABLE:
+            self._give_up()
+
+    def _twin(self, node: NodeId) -> NodeId | None:
+        """Who has acked in the same place: an owner and the fallback that stands in for it. Once the hint is delivered they are
+        one copy, so they count as one."""
+        slot = self.intended.get(node, node)
+        return next((n for n in self.tally.acked if n != node and self.intended.get(n, n) == slot), None)
+
+    def open_slot(self) -> NodeId | None:
+        """An owner that has not answered, and for which nobody who has stands in."""
+        held = {self.intended.get(node, node) for node in self.tally.acked}
+        return next((owner for owner in self.tally.primaries if owner not in held), None)
 
     def waiting(self) -> list[NodeId]:
         """See ``Request``."""
@@ -86,58 +131,74 @@ class Writing:
 
     def fail(self, node: NodeId, reason: str) -> None:
         """See ``Request``."""
-        if self.id in self.requests.by_id and self.tally.fail(node, reason) is Outcome.UNREACHABLE:
-            self.requests.end(self.id)
+        if self.id in self.requests.by_id:
+            self.puts.ask_another(self, node)
+            self._fail(node, reason)
+
+    def late(self) -> None:
+        """See ``Request``."""
+        for node in self.waiting():
+            self.puts.remind(self, node)
+        self.puts.ask_returned(self)
+
+    def doubt(self, node: NodeId) -> None:
+        """See ``Request``. A fallback was asked when it was late."""
+
+    def expire(self) -> None:
+        """See ``Request``."""
+        for node in self.waiting():
+            self._fail(node, "no answer in time")
+        self._give_up()
+
+    def _fail(self, node: NodeId, reason: str) -> None:
+        if self.tally.fail(node, reason) is Outcome.UNREACHABLE:
+            self._give_up()
+
+    def _end(self) -> None:
+        del self.requests.by_id[self.id]
+        for request_id in self.anew.values():
+            self.requests.end(request_id)
+
+    def _give_up(self) -> None:
+        if self.id in self.requests.by_id:
+            self._end()
             self.done(Failure(Code.NOQUORUM, tally_shortfall("W", self.tally), unknown=True), Durability.MEMORY)
 
 
-class Forwarding:
-    """A put handed to an owner."""
-
-    __slots__ = ("done", "id", "requests", "target")
-
-    def __init__(self, requests: Requests, request_id: int, target: NodeId, done: Done) -> None:
-        self.requests = requests
-        self.id = request_id
-        self.target = target
-        self.done = done
-
-    def waiting(self) -> list[NodeId]:
-        """See ``Request``."""
-        return [self.target]
-
-    def fail(self, node: NodeId, reason: str) -> None:
-        """See ``Request``. Not tried at another owner: the first one may have stamped it."""
-        self.requests.end(self.id)
-        text = f"forwarded to {node}: {reason}"
-        self.done(Failure(Code.NOQUORUM, text, unknown=True), Durability.MEMORY)
-
-
 class Outgoing:
-    """The writes of one key in this turn, on their way to the other owners."""
+    """The writes of one key in this turn, on their way to the other nodes."""
 
-    __slots__ = ("durability", "ids", "leave_after", "others", "reading", "sealed")
+    __slots__ = ("ids", "plan", "reading", "sealed", "targets")
 
-    def __init__(self, others: Sequence[NodeId], durability: Durability) -> None:
-        self.others = others
+    def __init__(self, targets: Targets, plan: Plan) -> None:
+        self.targets = targets
+        self.plan = plan
         self.ids: list[int] = []
-        self.sealed = b""
-        self.durability = durability
         self.reading = 0
-        self.leave_after = Durability.MEMORY
+        self.sealed = b""
 
 
 class Puts:
     """This node's puts."""
 
-    def __init__(self, local: Local, requests: Requests, gets: Gets) -> None:
+    def __init__(self, local: Local, requests: Requests) -> None:
         self._local = local
-        self._requests = requests
-        self._gets = gets
-        self._minted: dict[tuple[bytes, bytes], Dot] = {}  # (record key, request id) -> dot, oldest first
+        self.requests = requests
+        self.forwards = Forwards(local, requests, self._route, partial(self.put, forwarded=True))
+        self._minted: dict[tuple[bytes, bytes], tuple[Dot, Clock]] = {}
+        """(Record key, request id) -> its dot, and what that superseded; oldest first."""
         self._outgoing: dict[bytes, Outgoing] = {}  # by record key
         self._own: list[int] = []  # our own copies of these writes are staged
         self._own_hold = Durability.MEMORY
+
+    @property
+    def now_s(self) -> float:
+        """The time of this event."""
+        return self._local.now_s
+
+    def note_stored(self, began_s: float) -> None:
+        """A put that began then is stored."""
+        self._local.note_write(self._local.now_s - began_s)
 
     def put(self, put: PutRequest, done: Done, *, forwarded: bool = False) -> None:
         """Coordinate a put, or hand it to a node that can."""
@@ -151,20 +212,54 @@ class Puts:
         plan = local.plan(put.bucket)
         self._check_sizes(put, plan)
         at = record_key(put.bucket, put.key)
-        owners = local.owners(at, plan.props.n)
         needed = self._needed(put.w, plan) if put.w else plan.w_needed
-        if local.node in owners:
-            if len(local.reachable) + 1 < local.size:
-                self._check_enough(owners, needed)
-            writing = Writing(self._requests, put, plan, at, owners, needed, done)
-            if put.dots:
-                self._coordinate(writing)
-            else:
-                self._stamp(writing, local.read_record(at))
-        elif forwarded:
-            raise Refused(Code.NOQUORUM, f"{local.node} is not in the preference list: rings differ, try again")
-        else:
-            self._forward(put, owners, done)
+        targets = self._targets(put, at, plan)
+        me = local.node
+        if me not in targets.owners or me not in targets.asked:
+            if not forwarded:
+                target = self._route(put, ())
+                if target is None:
+                    reasons = "; ".join(f"{n}: {local.why_unreachable(n)}" for n in sorted(targets.owners) if n != me)
+                    raise Refused(Code.NOQUORUM, f"no owner of the key is reachable ({reasons})")
+                if target != me:
+                    self.forwards.forward(put, target, done)
+                    return
+            targets = self._standing_in(put, targets)
+        if len(targets.asked) < len(targets.owners) or plan.pw:
+            self._check_enough(targets, needed, plan)
+        self._stamp(Writing(self, put, plan, at, targets, needed, done), targets, local.known(at))
+
+    def _targets(self, put: PutRequest, at: bytes, plan: Plan) -> Targets:
+        """The first N healthy nodes for this put. A node whose disk is nearly full takes only deletes."""
+        local = self._local
+        if put.value is None:
+            return choose(local, at, plan.props.n, local.deletable)
+        return choose(local, at, plan.props.n, local.writable, me_fit=local.takes_writes)
+
+    def _route(self, put: PutRequest, tried: Collection[NodeId]) -> NodeId | None:
+        """Who should coordinate a put that this node has no copy of: a healthy owner, the context's coordinator first; else the
+        first node that stands in for one. None: there is nobody left."""
+        local, plan = self._local, self._local.plan(put.bucket)
+        targets = self._targets(put, record_key(put.bucket, put.key), plan)
+        left = [node for node in targets.asked if node not in tried]
+        fit = local.writable if put.value is not None else local.deletable
+        owners = [node for node in left if node in targets.owners and node in fit]
+        if put.coordinator in owners:
+            return put.coordinator
+        return next(iter(owners or left), None)
+
+    def _standing_in(self, put: PutRequest, targets: Targets) -> Targets:
+        """We coordinate though the key is not ours: our own copy is a hint."""
+        local = self._local
+        if not local.takes_writes and put.value is not None:
+            raise Refused(
+                Code.NOQUORUM, f"the disk of {local.node} is nearly full, and no other node can take the write"
+            )
+        if local.node in targets.asked:
+            return targets
+        asked, intended = targets.asked, targets.intended
+        missing = [owner for owner in targets.owners if owner not in asked and owner not in intended.values()]
+        return Targets(targets.owners, [local.node, *asked], {**intended, local.node: (missing or targets.owners)[0]})
 
     def _check_sizes(self, put: PutRequest, plan: Plan) -> None:
         """Refuse what is over the bucket's limits, or what a record cannot hold."""
@@ -184,61 +279,36 @@ class Puts:
             raise Refused(Code.INVALID, f"W={w} must lie between 1 and n={n}")
         return max(effective(w, n, self._local.size), plan.pw)
 
-    def _check_enough(self, owners: Sequence[NodeId], needed: int) -> None:
-        """Refuse a put that cannot reach W owners, before anything of it is staged or sent."""
-        local = self._local
-        away = [owner for owner in owners if owner not in local.reachable and owner != local.node]
-        if len(owners) - len(away) < needed:
-            reasons = {owner: local.why_unreachable(owner) for owner in away}
-            raise Refused(Code.NOQUORUM, shortfall("W", needed, len(owners) - len(away), reasons))
+    def _check_enough(self, targets: Targets, needed: int, plan: Plan) -> None:
+        """Refuse a put that cannot reach W nodes, before anything of it is staged or sent."""
+        local, asked = self._local, targets.asked
+        if len(asked) < needed:
+            away = {n: local.why_unreachable(n) for n in targets.owners if n not in asked}
+            raise Refused(Code.NOQUORUM, shortfall("W", needed, len(asked), away))
+        primaries = [node for node in asked if node in targets.owners]
+        if len(primaries) < plan.pw:
+            away = {n: local.why_unreachable(n) for n in targets.owners if n not in asked}
+            raise Refused(Code.NOQUORUM, shortfall("PW", plan.pw, len(primaries), away))
 
     # --- coordinating ---
 
-    def _coordinate(self, writing: Writing) -> None:
-        """The context names single writes: stamp now, or after a quorum read if our record does not account for them."""
+    def _stamp(self, writing: Writing, targets: Targets, record: Record) -> None:
+        """Mint the dot, stage the record, have it sent to the others: one synchronous step (versions, invariant A)."""
         local, put, plan, at = self._local, writing.put, writing.plan, writing.at
-        record = local.read_record(at)
-        if versions.accounts_for(record, put.dots):
-            self._stamp(writing, record)
-            return
-
-        def stamp_after_read(result: Result, hold: Durability) -> None:
-            del hold  # what was read is merged and staged here, so it is durable before the put is
-            if isinstance(result, Failure):
-                # Stamping all the same would leave what the client had seen beside its new write: a false sibling.
-                text = f"the context names a write that is not known here, and could not be read: {result.text}"
-                writing.done(Failure(Code.NOQUORUM, text), Durability.MEMORY)
-                return
-            if isinstance(result, Found) and result.record.versions:
-                local.absorb(at, seal(at, versions.encode(result.record)), plan.durability)
-            try:
-                self._stamp(writing, local.read_record(at))
-            except Refused as refused:
-                writing.done(refused.failure, Durability.MEMORY)
-
-        local.count("puts_after_read")
-        r = max(plan.r, len(writing.tally.asked) - plan.w + 1)  # meets the W that stored what was seen
-        self._gets.start(put.bucket, put.key, plan, r, put.timeout_s, stamp_after_read)
-
-    def _stamp(self, writing: Writing, record: Record) -> None:
-        """Mint the dot, stage the record, send it to the other owners: one synchronous step (versions, invariant A)."""
-        local, put, plan, at = self._local, writing.put, writing.plan, writing.at
-        again = self._earlier_dot(at, put, record) if put.request_id else None
+        again = self._earlier_try(at, put, record) if put.request_id else None
         if again is not None:
             local.count("puts_repeated")
-            sealed = local.write_record(at, record, record, plan.durability)
-            context = versions.context_after_put(record, put.context or {}, again, put.dots)
-            writing.stored = Stored(*context, len(record.versions), local.node)
-            self._replicate(writing, sealed, again)
+            sealed = self._keep(writing, record, record)
+            dot, context = again
+            told = versions.context_after_put(record, record, context, dot, put.dots)
+            writing.stored = Stored(*told, len(record.versions), local.node)
+            self._replicate(writing, targets, sealed, dot)
             return
         context_clock = record.clock if put.context is None or plan.lww else put.context
-        if context_clock is not record.clock:
-            local.notice_amnesia(record, context_clock)
-        for seen in put.dots:
-            local.notice_amnesia(record, dict((seen,)))
+        if put.dots or context_clock is not record.clock:
+            local.notice_amnesia(record, context_clock, put.dots)
         self._observe(put, context_clock, plan)
-        counter, leave_after = local.mint()
-        dot = (local.actor, counter)
+        dot = (local.actor, local.mint())
         new = versions.put(
             record, context_clock, dot, put.value,
             seen=put.dots, expires_at_ms=put.expires_at_ms, request_id=put.request_id,
@@ -246,13 +316,29 @@ class Puts:
         siblings = len(new.versions)
         if siblings > 1:
             self._check_siblings(siblings, len(record.versions), plan)
-        sealed = local.write_record(at, record, new, plan.durability)
+        sealed = self._keep(writing, record, new)
         if put.request_id:
-            self._remember(at, put.request_id, dot)
+            self._remember(at, put.request_id, dot, context_clock)
         local.count("puts")
-        clock, dots = versions.context_after_put(new, context_clock, dot, put.dots)
+        clock, dots = versions.context_after_put(record, new, context_clock, dot, put.dots)
         writing.stored = Stored(clock, dots, siblings, local.node)
-        self._replicate(writing, sealed, dot, leave_after)
+        self._replicate(writing, targets, sealed, dot)
+
+    def _keep(self, writing: Writing, old: Record, new: Record) -> bytes:
+        """Stage our own copy: the record itself, or a hint for the owner that we stand in for. Returns it sealed."""
+        local, at, plan = self._local, writing.at, writing.plan
+        durability = plan.durability
+        if plan.one and len(writing.tally.asked) == 1:
+            durability = Durability.SYNC  # nobody else can be the one
+        intended = writing.intended.get(local.node)
+        if intended is None:
+            return local.write_record(at, old, new, durability)
+        sealed = seal(at, versions.encode(new))
+        try:
+            local.hints.put(intended, at, sealed, durability)
+        except HintsFull as error:
+            raise Refused(Code.NOQUORUM, str(error)) from None
+        return sealed
 
     def _observe(self, put: PutRequest, supersedes: Clock, plan: Plan) -> None:
         """Let our clock follow what this write supersedes, so that its reading is the later one.
@@ -285,31 +371,30 @@ class Puts:
         if siblings > plan.props.siblings_warn:
             self._local.count("siblings_over_warning")
 
-    def _replicate(
-        self, writing: Writing, sealed: bytes, dot: Dot, leave_after: Durability = Durability.MEMORY
-    ) -> None:
-        """Have the staged record sent to the other owners at the turn's end, and count durable acks, ours among them."""
-        local, plan, at, owners = self._local, writing.plan, writing.at, writing.tally.asked
+    def _replicate(self, writing: Writing, targets: Targets, sealed: bytes, dot: Dot) -> None:
+        """Have the staged record sent to the other nodes at the turn's end, and count durable acks, ours among them."""
+        local, plan, at = self._local, writing.plan, writing.at
         request_id = writing.id = local.new_id()
-        self._requests.add(request_id, writing, local.deadline_s(writing.put.timeout_s))
+        writing.dot = dot
+        self.requests.add(request_id, writing, local.deadline_s(writing.put.timeout_s))
         self._own.append(request_id)
-        self._own_hold = max(self._own_hold, plan.durability, leave_after)
+        if plan.durability > self._own_hold:
+            self._own_hold = plan.durability
         outgoing = self._outgoing.get(at)
         if outgoing is None:
-            others = [owner for owner in owners if owner in local.reachable]
-            outgoing = self._outgoing[at] = Outgoing(others, plan.durability)
+            outgoing = self._outgoing[at] = Outgoing(targets, plan)
+        elif outgoing.targets != targets:  # a delete may go elsewhere than a put
+            self._send(at, outgoing)
+            outgoing = self._outgoing[at] = Outgoing(targets, plan)
         outgoing.ids.append(request_id)
         outgoing.sealed = sealed
-        if plan.durability > outgoing.durability:
-            outgoing.durability = plan.durability
         if dot[1] > outgoing.reading:
             outgoing.reading = dot[1]
-        if leave_after:
-            outgoing.leave_after = leave_after
-        if len(outgoing.others) + 1 < len(owners):
-            for owner in owners:
-                if owner not in outgoing.others and owner != local.node:
-                    writing.fail(owner, local.why_unreachable(owner))
+        if len(targets.asked) < len(targets.owners):
+            for owner in targets.owners:
+                if owner not in targets.asked and owner not in targets.intended.values():
+                    writing.tally.add(owner)
+                    writing.tally.fail(owner, local.why_unreachable(owner))
 
     def leave(self) -> None:
         """The turn ends: send what was gathered, and promise ourselves our own copies once they are durable."""
@@ -317,58 +402,141 @@ class Puts:
         if not self._own:
             return
         for at, outgoing in self._outgoing.items():
-            message = ReplicaWrite(outgoing.ids, at, outgoing.sealed, outgoing.durability, outgoing.reading)
-            for owner in outgoing.others:
-                local.out.append(Send(owner, message, outgoing.leave_after))
+            self._send(at, outgoing)
         local.out.append(Send(local.node, ReplicaWrote(self._own), self._own_hold))
         self._outgoing = {}
         self._own, self._own_hold = [], Durability.MEMORY
 
+    def _send(self, at: bytes, outgoing: Outgoing) -> None:
+        local, plan, intended, ids = self._local, outgoing.plan, outgoing.targets.intended, outgoing.ids
+        me, out, asked_write, last = local.node, local.out, local.asked_write, ids[-1]
+        durability = int(plan.durability)
+        others = [node for node in outgoing.targets.asked if node != me]
+        one = others[last % len(others)] if plan.one and others else ""
+        common = ReplicaWrite(ids, at, outgoing.sealed, durability, outgoing.reading)
+        for node in others:
+            message = common
+            if node in intended or node == one:
+                needs = int(Durability.SYNC) if node == one else durability
+                message = ReplicaWrite(ids, at, outgoing.sealed, needs, outgoing.reading, intended.get(node, ""))
+            asked_write[node] = last
+            out.append(Send(node, message))
+
+    def remind(self, writing: Writing, silent: NodeId) -> None:
+        """A node does not answer: ask it once more, for a message may be lost; and another one in its place."""
+        if silent != self._local.node:
+            self._write_again(writing, silent, writing.intended.get(silent, ""))
+        self.ask_another(writing, silent)
+
+    def ask_another(self, writing: Writing, silent: NodeId) -> None:
+        """A node does not answer, or cannot: give the record to the next healthy one, as a hint for its intended node. Once."""
+        local, put = self._local, writing.put
+        if silent in writing.replaced:
+            return
+        intended = writing.intended.get(silent, silent)
+        if intended not in writing.revived and self._has_returned(writing, intended):
+            self._ask_owner(writing, intended)
+            return
+        fit = local.writable if put.value is not None else local.deletable
+        node = next_fallback(local, writing.at, writing.plan.props.n, writing.tally.asked, fit)
+        if node is not None and self._write_again(writing, node, intended):
+            local.count("writes_rerouted")
+            writing.replaced = [*writing.replaced, silent]
+            writing.intended = {**writing.intended, node: intended}
+            writing.tally.add(node)
+        elif node is None:
+            for owner in writing.tally.primaries:
+                if owner not in writing.revived and self._has_returned(writing, owner):
+                    self._ask_owner(writing, owner)
+
+    def reassign(self, writing: Writing, fallback: NodeId) -> bool:
+        """The owner that this fallback stood in for has answered: let it stand in for another one. False: there is none."""
+        owner = writing.open_slot()
+        if owner is None:
+            return False
+        request_id = self._local.new_id()
+        if not self._write_again(writing, fallback, owner, request_id):
+            return False
+        self.requests.end(writing.anew.get(fallback, 0))
+        self.requests.add(request_id, writing, self._local.deadline_s(writing.put.timeout_s))
+        writing.intended = {**writing.intended, fallback: owner}
+        writing.anew = {**writing.anew, fallback: request_id}
+        return True
+
+    def ask_returned(self, writing: Writing) -> None:
+        """Owners that could not be reached when this put began, and can be now."""
+        for owner in writing.tally.primaries:
+            if self._has_returned(writing, owner):
+                self._ask_owner(writing, owner)
+
+    def _has_returned(self, writing: Writing, owner: NodeId) -> bool:
+        """Whether this owner can be reached, though it is not waited for and has not answered."""
+        tally = writing.tally
+        if owner in writing.refused or owner not in self._local.reachable:
+            return False
+        return owner not in tally.asked or owner in tally.failed
+
+    def _ask_owner(self, writing: Writing, owner: NodeId) -> None:
+        writing.revived = [*writing.revived, owner]
+        if self._write_again(writing, owner, ""):
+            writing.tally.add(owner)
+
+    def _write_again(self, writing: Writing, node: NodeId, intended: NodeId, request_id: int = 0) -> bool:
+        """Send the record as it is now: what was sent first may be superseded everywhere by this time."""
+        local, at = self._local, writing.at
+        request_id = request_id or writing.anew.get(node, writing.id)
+        try:
+            entry, _ = local.answer(at)
+        except CorruptData:
+            return False
+        if entry is None or not versions.accounts_for(entry[1], (writing.dot,)):
+            return False
+        durability = writing.plan.durability
+        if node == local.node:  # our own copy, as a hint for another owner
+            try:
+                local.hints.put(intended, at, entry[0], durability)
+            except HintsFull:
+                return False
+            local.send(node, ReplicaWrote([request_id]), durability)
+            return True
+        local.asked_write[node] = max(request_id, local.asked_write.get(node, 0))
+        local.send(node, ReplicaWrite([request_id], at, entry[0], int(durability), writing.dot[1], intended))
+        return True
+
     def handle_wrote(self, src: NodeId, message: ReplicaWrote) -> None:
         """A replica has these writes durably."""
-        by_id = self._requests.by_id
+        heard, last = self._local.heard_write, message.ids[-1]
+        if last > heard.get(src, 0):
+            heard[src] = last
+        by_id = self.requests.by_id
         for request_id in message.ids:
             writing = by_id.get(request_id)
             if writing.__class__ is Writing and src in writing.tally.asked:  # else late: the request is over
-                writing.ack(src)
+                writing.ack(src, request_id)
 
     # --- retries ---
 
-    def _earlier_dot(self, at: bytes, put: PutRequest, record: Record) -> Dot | None:
-        """The dot that an earlier try of this request got: still a version, or remembered here."""
+    def _earlier_try(self, at: bytes, put: PutRequest, record: Record) -> tuple[Dot, Clock] | None:
+        """The dot that an earlier try of this request got, still a version or remembered here; and what it superseded, as far as
+        that is known: only the coordinator that stamped it knows what a blind put did."""
         version = versions.by_request(record, put.request_id)
+        earlier = self._minted.get((at, put.request_id))
         if version is None:
-            dot = self._minted.get((at, put.request_id))
             # A record found corrupt has forgotten the dot that we remember: then the write is nowhere, and is stamped anew.
-            return dot if dot is not None and versions.accounts_for(record, (dot,)) else None
+            return earlier if earlier is not None and versions.accounts_for(record, (earlier[0],)) else None
         if version.value != put.value:
             raise Refused(Code.INVALID, "this request id was used for another value of this key")
-        self._remember(at, put.request_id, version.dot)
-        return version.dot
+        if earlier is None or earlier[0] != version.dot:
+            earlier = version.dot, put.context or {}
+            self._remember(at, put.request_id, *earlier)
+        return earlier
 
-    def _remember(self, at: bytes, request_id: bytes, dot: Dot) -> None:
-        self._minted[at, request_id] = dot
+    def _remember(self, at: bytes, request_id: bytes, dot: Dot, context: Clock) -> None:
+        self._minted[at, request_id] = dot, context
         if len(self._minted) > self._local.config.request_ids_max:
             del self._minted[next(iter(self._minted))]
 
     # --- forwarding ---
-
-    def _forward(self, put: PutRequest, owners: Sequence[NodeId], done: Done) -> None:
-        """Hand the put to the owner that the context prefers, or to the first reachable one (section 4.5)."""
-        local = self._local
-        candidates = [owner for owner in owners if owner in local.reachable]
-        if not candidates:
-            reasons = "; ".join(f"{owner}: {local.why_unreachable(owner)}" for owner in sorted(owners))
-            raise Refused(Code.NOQUORUM, f"no owner of the key is reachable ({reasons})")
-        target = put.coordinator if put.coordinator in candidates else candidates[0]
-        request_id = local.new_id()
-        if not put.request_id:
-            # Ids are unique within a node only, and two puts with one id would be taken for one.
-            put = msgspec.structs.replace(put, request_id=b"fwd:%s/%d" % (local.node.encode(), request_id))
-        forwarding = Forwarding(self._requests, request_id, target, done)
-        self._requests.add(request_id, forwarding, local.deadline_s(put.timeout_s))
-        local.count("puts_forwarded")
-        local.send(target, Forward(request_id, put))
 
     def handle_forward(self, src: NodeId, message: Forward) -> None:
         """Coordinate for a node outside the preference list."""
@@ -378,14 +546,3 @@ class Puts:
             self._local.send(src, Forwarded(message.id, result), hold)
 
         self.put(message.put, done, forwarded=True)
-
-    def handle_forwarded(self, src: NodeId, message: Forwarded) -> None:
-        """The owner's answer: relay it."""
-        request = self._requests.by_id.get(message.id)
-        if isinstance(request, Forwarding) and request.target == src:
-            self._requests.end(message.id)
-            result = message.result
-            if isinstance(result, Failure):
-                # The network may repeat our Forward, and the owner take it then: only a refusal of our own is certain.
-                result = Failure(result.code, result.text, unknown=True)
-            request.done(result, Durability.MEMORY)

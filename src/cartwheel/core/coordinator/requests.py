@@ -8,6 +8,7 @@ Invariant: every request is in a bucket that a later tick will open: none can le
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -27,21 +28,43 @@ class Request(Protocol):
         """The nodes whose answers are outstanding."""
 
     def fail(self, node: NodeId, reason: str) -> None:
-        """This node will not answer."""
+        """This node will not answer: ask another in its place, or count it."""
+
+    def late(self) -> None:
+        """It is under way for long, another ``late_s``: ask again, and others in place of those that have not answered."""
+
+    def doubt(self, node: NodeId) -> None:
+        """This node was found not to answer anything; it may answer yet."""
+
+    def expire(self) -> None:
+        """Its deadline is over."""
 
 
 class Requests:
     """All of them, by id."""
 
-    __slots__ = ("_deadline_s", "_due", "_last_due", "_opened", "_stragglers", "by_id")
+    __slots__ = (
+        "_deadline_s",
+        "_due",
+        "_last_due",
+        "_late",
+        "_late_until",
+        "_marks",
+        "_opened",
+        "_stragglers",
+        "by_id",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, first_id: int) -> None:
         self.by_id: dict[int, Request] = {}
         self._due: dict[int, list[int]] = {}
         self._opened = 0
         self._deadline_s = -1.0  # of the request added last,
         self._last_due: list[int] = []  # and its bucket: requests of one turn mostly share it
         self._stragglers: set[int] = set()
+        self._marks: deque[tuple[float, int]] = deque()  # at each tick: the time, and the id given out last
+        self._late: deque[tuple[float, int]] = deque()  # the late ones, and when they were found so
+        self._late_until = first_id  # those below have been looked at
 
     @property
     def under_way(self) -> int:
@@ -82,13 +105,30 @@ class Requests:
         self._deadline_s = -1.0
         for bucket in buckets:
             for request_id in self._due.pop(bucket, ()):
-                self._give_up(request_id, "no answer in time")
+                request = self.by_id.get(request_id)
+                if request is not None:
+                    request.expire()
 
-    def _give_up(self, request_id: int, reason: str) -> None:
+    def mark_late(self, now_s: float, last_id: int, late_s: float) -> None:
+        """Called on each tick with the id given out last: requests that began ``late_s`` ago and are still here are late, and
+        once more after each further ``late_s``.
+
+        So nothing is noted when a request begins, and what ended in time costs a look-up.
+        """
+        self._marks.append((now_s, last_id))
+        while self._late and self._late[0][0] <= now_s - late_s:
+            self._is_late(self._late.popleft()[1], now_s)
+        while self._marks[0][0] <= now_s - late_s:
+            _, until = self._marks.popleft()
+            for request_id in range(self._late_until + 1, until + 1):
+                self._is_late(request_id, now_s)
+            self._late_until = until
+
+    def _is_late(self, request_id: int, now_s: float) -> None:
         request = self.by_id.get(request_id)
-        if request is not None:
-            for node in request.waiting():
-                request.fail(node, reason)
+        if request is not None and request_id not in self._stragglers:
+            self._late.append((now_s, request_id))
+            request.late()
 
     def peer_down(self, node: NodeId, reason: str) -> None:
         """What was asked of this peer will not be answered."""
