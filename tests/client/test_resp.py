@@ -5,6 +5,7 @@ import socket
 import pytest
 from tests.bench.resp_server import HANG_UP, SILENCE, RespServer
 
+from cartwheel.client import resp
 from cartwheel.client.resp import CannotReach, Connection, ConnectionLost, ReplyError, pack_command, parse_address
 from cartwheel.core.errors import ConfigError
 
@@ -34,6 +35,34 @@ def test_an_error_reply_is_raised_with_its_code(server):
             connection.call("SET", "k", "v")
         assert (caught.value.code, caught.value.text) == ("NOQUORUM", "need W=2, got 1")
         assert connection.call("PING") == b"PONG"
+
+
+def test_call_tries_again_when_the_node_is_busy(server, monkeypatch):
+    """Nothing was done, so it may: after pauses that grow, and not for ever."""
+    pauses = []
+    monkeypatch.setattr(resp.time, "sleep", pauses.append)
+    busy = [2]
+
+    def answer(server, command):
+        busy[0] -= 1
+        return b"-BUSY try again later\r\n" if busy[0] >= 0 else server.honest(command)
+
+    server.answer = answer
+    with Connection("127.0.0.1", server.port) as connection:
+        assert connection.call("SET", "k", "v") == b"OK"
+        assert [0.025 <= pauses[0] <= 0.075, 0.05 <= pauses[1] <= 0.15] == [True, True]
+        busy[0] = 99
+        with pytest.raises(ReplyError, match="BUSY"):
+            connection.call("SET", "k", "v")
+        assert (len(pauses), busy[0]) == (2 + resp.BUSY_TRIES - 1, 99 - resp.BUSY_TRIES)
+
+
+def test_a_busy_whose_outcome_is_unknown_is_not_tried_again(server):
+    """A put that another node was to carry out may have been."""
+    server.answer = lambda _server, _command: b"-BUSY at the owner (outcome unknown: it may be stored)\r\n"
+    with Connection("127.0.0.1", server.port) as connection, pytest.raises(ReplyError, match="unknown"):
+        connection.call("SET", "k", "v")
+    assert len(server.commands) == 1
 
 
 def test_pipeline_keeps_order_and_returns_errors_in_place(server):

@@ -11,23 +11,32 @@ from cartwheel.core.messages import (
     BucketChanged,
     ClientBucketSet,
     ClientCount,
+    ClientDigests,
     ClientExplain,
     ClientGet,
+    ClientHints,
     ClientPut,
+    ClientRepair,
+    ClientRepairStatus,
     ClientScan,
     Counted,
+    Digest,
+    Digests,
     Explained,
     Failure,
     Found,
+    HintsKept,
+    HintStatus,
     MemberStatus,
     Page,
     PutRequest,
+    Repairing,
     Result,
     Status,
     Stored,
 )
 from cartwheel.core.storage import MemoryEngine, Space, Store, record_key, split_record_key
-from cartwheel.core.types import Durability
+from cartwheel.core.types import Crowd, Durability
 from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 
 ACTOR = "n1/1"
@@ -44,6 +53,14 @@ class LocalGateway:
         self.store = Store(MemoryEngine())
         self.counter = 0
         self.props: dict[str, BucketProps] = {}
+        self.crowded = Crowd.NONE
+        self.refused = 0
+
+    def crowd(self) -> Crowd:
+        return self.crowded
+
+    def count_busy(self) -> None:
+        self.refused += 1
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -85,12 +102,33 @@ class LocalGateway:
                 return self.page(bucket, start, limit)
             case ClientCount(_, bucket):
                 return Counted(len(self.page(bucket, 0, 1 << 30).keys))
+            case ClientHints():
+                return HintsKept(
+                    {"n1": [HintStatus("n2", 3, 4000, 1.5, False, "unreachable")], "n2": "connection lost"}
+                )
+            case ClientRepair(_, only, peer):
+                if peer not in ("", "n2"):
+                    return Failure(Code.INVALID, f"n1 shares no partition with {peer}")
+                return Repairing(7, 1024 if only is None else 1, 0, 0, 0, 0, False, {})
+            case ClientRepairStatus():
+                return Repairing(7, 1024, 1000, 24, 3, 4, True, {"n2": "connection lost"})
+            case ClientDigests(_, partition, start):
+                return self.digests(partition, start)
             case ClientBucketSet(_, bucket, props):
                 try:
                     self.props[bucket] = bucket_props(props, self.bucket_props(bucket))
                 except ConfigError as error:
                     return Failure(Code.INVALID, str(error))
                 return BucketChanged()
+
+    def digests(self, partition: int, start: bytes) -> Result:
+        if not 0 <= partition < 1024:
+            return Failure(Code.INVALID, "partitions are numbered from 0 to 1023")
+        stored = self.store.scan(Space.RECORDS, start, limit=1 << 30)
+        rows = [
+            Digest(where, raw[:8], live=True) for where, raw in stored if int.from_bytes(where[:16]) >> 118 == partition
+        ]
+        return Digests(rows, None, ["n1"], {split_record_key(row.record_key)[0]: 1 for row in rows}, b"e0", "")
 
     def key_too_big(self, key: bytes, bucket: str) -> Failure:
         most = self.bucket_props(bucket).key_bytes_max
@@ -112,10 +150,11 @@ class LocalGateway:
             return Failure(Code.INVALID, f"w={put.w} is above n={props.n}")
         record = self.read(put.bucket, put.key)
         if put.request_id and versions.by_request(record, put.request_id):
-            return Stored(record.clock, (), len(record.versions), "n1")
+            return Stored(record.clock, record.cloud, len(record.versions), "n1")
         self.counter += 1
         context = record.clock if put.context is None else put.context
         dot = (ACTOR, self.counter)
+        before = record
         record = versions.put(
             record,
             context,
@@ -126,7 +165,7 @@ class LocalGateway:
             request_id=put.request_id,
         )
         self.store.stage(Space.RECORDS, record_key(put.bucket, put.key), versions.encode(record), Durability.MEMORY)
-        clock, dots = versions.context_after_put(record, context, dot)
+        clock, dots = versions.context_after_put(before, record, context, dot, put.dots)
         return Stored(clock, dots, len(record.versions), "n1")
 
     def page(self, bucket: str, start: int, limit: int) -> Page:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.resp.door import Bare
+from tests.resp.door import Bare, running_door
+
+from cartwheel.core.context import Context, decode_token, encode_token
 
 
 def test_the_shopping_cart(bare, key):
@@ -34,6 +36,18 @@ def test_the_context_after_a_put_covers_no_sibling_unseen(bare, key):
     context = bare.ask("CW.PUT", key, "mine")
     bare.ask("CW.PUT", key, "mine again", "CONTEXT", context)
     assert sorted(bare.ask("CW.GET", key)[1]) == [b"mine again", b"other"]
+
+
+def test_contexts_cover_what_was_noted():
+    """Single writes that were superseded unseen are in the context of a put and of a get, and in the explanation."""
+    home = {"secret": b"secret", "bucket": "0", "key": b"k"}
+    token = encode_token(Context({}, "", (("z/1", 5),)), **home)
+    with running_door() as door, Bare(door.port) as bare:
+        assert decode_token(bare.ask("CW.PUT", "k", "1", "CONTEXT", token), **home).dots == (("z/1", 5),)
+        bare.ask("APPEND", "k", "2")
+        assert decode_token(bare.ask("CW.GET", "k")[0], **home).dots == (("z/1", 5),)
+        assert json.loads(bare.ask("CW.EXPLAIN", "k", "JSON"))["merged"]["cloud"] == [["z/1", 5]]
+        assert decode_token(bare.ask("CW.DEL", "k"), **home).dots == (("z/1", 5),)
 
 
 def test_without_a_context_a_put_supersedes_nothing(bare, key):
@@ -114,6 +128,11 @@ def test_expiry(bare, key):
         (("CW.BUCKET", "FOO"), "ERR unknown subcommand 'FOO'. Try CW.BUCKET HELP."),
         (("CW.GET", "k", "BUCKET", "99"), "ERR DB index is out of range"),
         (("CW.STATUS", "FOO"), "ERR syntax error"),
+        (("CW.DIGESTS", "x"), "ERR value is not an integer"),
+        (("CW.DIGESTS", "-1"), "ERR partitions are numbered from 0 to"),
+        (("CW.DIGESTS", "0", "FOO", "1"), "ERR syntax error: unexpected 'FOO', CW.DIGESTS knows CURSOR"),
+        (("CW.DIGESTS", "0", "CURSOR"), "ERR syntax error: unexpected 'CURSOR'"),
+        (("CW.DIGESTS", "0", "CURSOR", "xyz"), "ERR no such cursor"),
     ],
 )
 def test_errors(bare, args, error):
@@ -151,6 +170,22 @@ def test_status_and_ring(bare):
     assert b"n1" in bare.ask("CW.STATUS")
 
 
+def test_digests(bare, key):
+    """One row for each key of a partition, with the position, the checksum, and whether there is a value."""
+    bare.ask("CW.PUT", key, "1")
+    told = json.loads(bare.ask("CW.EXPLAIN", key, "JSON"))
+    flat = bare.ask("CW.DIGESTS", str(told["partition"]))
+    page = dict(zip(flat[::2], flat[1::2], strict=True))
+    assert page[b"preference"] == [b"n1"]
+    assert (page[b"cursor"], page[b"unreadable"]) == (b"", b"")
+    (row,) = [row for row in page[b"rows"] if row[2] == key.encode()]
+    assert (row[0].decode(), row[1], row[4]) == (told["position"], b"0", b"live")
+    assert len(bytes.fromhex(row[3].decode())) == 8
+    owners = page[b"owners"]
+    assert dict(zip(owners[::2], owners[1::2], strict=True))[b"0"] == 1
+    assert bare.ask("CW.DIGESTS", str(told["partition"]), "CURSOR", "f" * 40)[-1] == []
+
+
 def test_buckets(bare, door, key):
     """Properties are set by name and seen in the bucket."""
     bucket = f"c{abs(hash(key)) % 10**9}"
@@ -162,3 +197,44 @@ def test_buckets(bare, door, key):
     with Bare(door.port) as other:
         other.ask("SELECT", bucket)
         assert other.error("SET", key, "x" * 11).startswith("TOOBIG value of 11 bytes exceeds the limit of 10 bytes")
+
+
+def test_hints(bare):
+    """What each member keeps for whom, or why that is not known. (The real node is alone and keeps none.)"""
+    kept = {"intended": "n2", "hints": 3, "bytes": 4000, "age_s": 1.5, "delivering": False, "waits": "unreachable"}
+    told = json.loads(bare.ask("CW.HINTS", "JSON"))
+    assert told in ({"n1": []}, {"n1": [kept], "n2": {"error": "connection lost"}})
+    flat = bare.ask("CW.HINTS")
+    assert flat[::2] == [name.encode() for name in told]
+    assert flat[3:] in ([], [[b"error", b"connection lost"]])
+    assert bare.error("CW.HINTS", "FOO").startswith("ERR syntax error")
+
+
+def test_repair(bare):
+    """Starts one, and tells how far it is; in JSON for programs. (The real node is alone: it has nobody to compare with.)"""
+    begun = bare.ask("CW.REPAIR", "START", "PARTITION", "3", "WITH", "n2", "JSON")
+    if not isinstance(begun, bytes):
+        assert str(begun) == "ERR n1 shares not partition 3 with n2"
+        assert bare.error("CW.REPAIR", "STATUS") == "ERR no repair was asked for since this node started"
+        return
+    told = json.loads(begun)
+    assert (told["id"], told["total"], told["finished"]) == (7, 1, False)
+    plain = bare.ask("CW.REPAIR", "START")
+    assert plain[plain.index(b"total") + 1] == 1024
+    status = json.loads(bare.ask("CW.REPAIR", "STATUS", "json"))
+    assert (status["done"], status["failed"], status["reasons"]) == (1000, 24, {"n2": "connection lost"})
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["START", "PARTITION"], "ERR syntax error: PARTITION needs a value"),
+        (["START", "PARTITION", "x"], "ERR value is not an integer or out of range"),
+        (["START", "ALL"], "ERR syntax error: unexpected 'ALL', CW.REPAIR START knows PARTITION WITH JSON"),
+        (["START", "WITH", "n9"], "ERR n1 shares no partition with n9"),
+        (["STATUS", "NOW"], "ERR syntax error: unexpected 'NOW', CW.REPAIR knows JSON"),
+    ],
+)
+def test_a_repair_that_cannot_be(bare, words, text):
+    """It is said why."""
+    assert bare.error("CW.REPAIR", *words) == text

@@ -135,6 +135,59 @@ def test_an_io_error_is_storage_failed_for_good(durable, how, tmp_path):
         engine.close()
 
 
+UNREADABLE = """
+import os, sys
+from pathlib import Path
+from cartwheel.core.errors import CorruptData, StorageFailed
+from cartwheel.core.storage import Space
+from cartwheel.runtime.engines import open_engine
+name, path = sys.argv[1], sys.argv[2]
+rows = {b"%06d" % i: os.urandom(100) for i in range(20_000)}
+engine = open_engine(name, Path(path))
+engine.apply((rows, {}, {}), sync=True)
+engine.close()
+engine = open_engine(name, Path(path))
+assert engine.get(Space.RECORDS, b"000000") == rows[b"000000"]
+if name == "rocksdb":
+    # Behind the tables' descriptors put one that cannot be read: pread() fails, as on a broken disk.
+    null = os.open("/dev/null", os.O_WRONLY)
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink("/proc/self/fd/" + fd)
+        except FileNotFoundError:
+            continue
+        if target.startswith(path) and target.endswith(".sst"):
+            os.dup2(null, int(fd))
+else:
+    os.truncate(path + "/data.mdb", 4 * 4096)  # a page that cannot be read is a signal here, as on a broken disk
+print("broken", flush=True)
+for read in (lambda: engine.get(Space.RECORDS, b"015000"), lambda: engine.scan(Space.RECORDS, b"010000", limit=5000)):
+    try:
+        print("read", read() is not None)
+    except (CorruptData, StorageFailed) as error:
+        print(type(error).__name__, str(error).replace("\\n", " "))
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_a_read_error_is_never_an_answer(durable, tmp_path):
+    """What the disk cannot read is not taken for a missing key, nor for the end of the data. RocksDB says that the storage has
+    failed, on which the node halts. LMDB reads by memory map: there the kernel ends the process."""
+    path = tmp_path / "engine"
+    with python(UNREADABLE, durable, str(path)) as child:
+        output = child.communicate()[0].splitlines()
+    if durable == "lmdb":
+        assert child.returncode == -signal.SIGBUS
+        assert output == ["broken"]
+    else:
+        assert child.returncode == 0
+        assert len(output) == 3
+        assert all(
+            line.startswith(f"StorageFailed rocksdb in {path}: a read failed: IO error") for line in output[1:]
+        ), output
+
+
 def test_opening_where_no_directory_can_be(durable, tmp_path):
     """A path that runs through a file is refused with the path in the message."""
     (tmp_path / "file").write_text("")

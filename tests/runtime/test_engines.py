@@ -249,7 +249,9 @@ class StoreMachine(RuleBasedStateMachine):
         if value is not None:
             self.models[space][key] = value
         assert self.store.staged
-        assert self.store.durability == self.store.pending(space, key) == self.open
+        assert self.store.durability == self.open
+        in_flight = self.flying is not None and key in self.flying.spaces[space]
+        assert self.store.pending(space, key) == max(self.open, self.flying.durability if in_flight else self.open)
 
     @precondition(lambda self: self.flying is None)
     @rule()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 import uvloop
@@ -28,6 +29,7 @@ from cartwheel.core.ring import Change, ChangeKind, History, Member
 from cartwheel.core.storage import MemoryEngine, Store
 from cartwheel.runtime import transport
 from cartwheel.runtime.frames import (
+    PING,
     FrameReader,
     Hello,
     Proof,
@@ -296,6 +298,138 @@ def test_a_silent_peer_is_given_up(monkeypatch):
         assert "no pong" in down.reason
         await a.peers.stop()
         server.close()
+
+    run(story)
+
+
+def test_a_stall_of_our_own_loop_loses_no_peer(monkeypatch):
+    """Both ends find their timers overdue, and the answers in the kernel's buffers: they read those first."""
+    monkeypatch.setattr(transport, "PING_S", 0.02)
+    monkeypatch.setattr(transport, "PONG_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(transport, "SILENCE_TIMEOUT_S", 0.1)
+
+    async def story() -> None:
+        a, b = Side("a"), Side("b")
+        async with sides(a, b):
+            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            await a.until(PeerUp)
+            for _ in range(3):
+                time.sleep(0.4)  # noqa: ASYNC251 - this is the fault
+                a.peers.post("b", CountAsk(1, "0"))
+                a.peers.flush()
+                await b.until(Received)
+                b.events.clear()
+            assert not any(isinstance(event, PeerDown) for event in a.events)
+
+    run(story)
+
+
+@pytest.mark.parametrize("age_s", [transport.MESSAGE_LIFETIME_S - 5, transport.MESSAGE_LIFETIME_S + 1])
+def test_a_message_that_is_too_old_is_not_handled(monkeypatch, age_s):
+    """The acceptor was stopped for so long while it lay in the kernel's buffer. Then there is a new link, and none of the old."""
+    ahead_s = 0.0
+    monkeypatch.setattr(transport, "boottime", lambda: time.monotonic() + ahead_s)
+    monkeypatch.setattr(transport, "PING_S", 0.01)
+
+    async def story() -> None:
+        nonlocal ahead_s
+        a, b = Side("a"), Side("b")
+        async with sides(a, b):
+            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            await a.until(PeerUp)
+            for i in range(100):  # young ones, while pings come and go
+                a.peers.post("b", CountAsk(i, "0"))
+                a.peers.flush()
+                await b.until(Received)
+                b.events.clear()
+            a.events.clear()
+            a.peers.post("b", CountAsk(1000, "0"))
+            a.peers.flush()
+            ahead_s += age_s
+            if age_s < transport.MESSAGE_LIFETIME_S:
+                await b.until(Received)
+                assert a.events == []
+                return
+            await a.until(PeerDown)
+            await a.until(PeerUp)
+            a.peers.post("b", CountAsk(1001, "0"))
+            a.peers.flush()
+            received = await b.until(Received)
+            assert isinstance(received, Received)
+            assert received.batch.messages == [CountAsk(1001, "0")]
+            assert b.node.local.counters["messages_too_old"] == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize(("pauses_s", "handled"), [([9.0, 9.0], True), ([1.0, 16.0], False), ([16.0, 1.0], True)])
+def test_a_ping_proves_only_that_what_follows_is_younger_than_the_last_pong(monkeypatch, pauses_s, handled):
+    """Ping and message may have lain in the buffer together. Each row: the acceptor stops for so long before it reads each ping,
+    and with the last one a message."""
+    now_s = 1000.0
+    monkeypatch.setattr(transport, "boottime", lambda: now_s)
+
+    async def story() -> None:
+        nonlocal now_s
+        b = Side("b")
+        async with sides(b):
+            reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
+            writer.write(encode_hand(Hello(1, 1, "shop", "a", 7, "b", b"x" * 16, 8)))
+            welcome = decode_hand(await reader.readexactly(int.from_bytes(await reader.readexactly(4))))
+            assert isinstance(welcome, Welcome)
+            writer.write(encode_hand(Proof(prove(SECRET, "shop", "a", welcome.challenge))) + PING)
+            for pause_s in pauses_s:
+                assert await reader.readexactly(4) == PING
+                now_s += pause_s
+                writer.write(PING)
+            writer.write(frame(encode_batch(b"", [CountAsk(1, "0")])))
+            assert await reader.readexactly(4) == PING
+            if handled:
+                await b.until(Received)
+            else:
+                assert await reader.read() == b""
+                assert b.events == []
+            writer.close()
+
+    run(story)
+
+
+def test_the_next_ping_waits_for_the_pong(monkeypatch):
+    """A pong that comes late delays the ping that follows: only so does a ping prove that what comes after it is young."""
+    monkeypatch.setattr(transport, "PING_S", 0.001)
+    counts: list[int] = []
+
+    async def serve_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        frames, read = FrameReader(), 0
+        while data := await reader.read(1000):
+            for payload in frames.feed(data):
+                if not read:
+                    hello = decode_hand(payload)
+                    assert isinstance(hello, Hello)
+                    writer.write(
+                        encode_hand(Welcome(1, "b", 1, b"y" * 16, prove(SECRET, "shop", "b", hello.challenge)))
+                    )
+                read += 1
+            pings = read - 2  # hello and proof came first
+            if pings > len(counts):
+                await asyncio.sleep(0.02)  # twenty pings' time
+                counts.append(pings)
+                writer.write(PING if len(counts) < 10 else PING + PING)
+        writer.close()
+
+    async def story() -> None:
+        counts.clear()
+        server = await asyncio.start_server(serve_slowly, "127.0.0.1", 0)
+        a = Side("a")
+        a.peers.dial({"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+        await a.until(PeerUp)
+        down = await a.until(PeerDown)
+        assert isinstance(down, PeerDown)
+        assert down.reason == "a pong without a ping"
+        assert counts == list(range(1, 11))
+        await a.peers.stop()
+        server.close()
+        await server.wait_closed()
 
     run(story)
 

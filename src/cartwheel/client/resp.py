@@ -1,7 +1,8 @@
 """One synchronous connection that speaks RESP2, for our own tools: the command line, the demo, the bench.
 
-Not a client library: it neither pools nor retries nor reconnects (an application takes any Redis client, or ours). What it
-adds to a socket is errors that tell a person what to do. Not safe for use by several threads at once.
+Not a client library: it neither pools nor reconnects (an application takes any Redis client, or ours). What it adds to a socket
+is errors that tell a person what to do, and patience with a node that has too much to do: ``call`` tries a few times more when it
+is answered BUSY, which means that nothing was done, each time after a longer pause. Not safe for use by several threads at once.
 
 Invariant: replies come in the order of their requests, so a connection on which one is missing (after a timeout, say) is of
 no further use, and is closed.
@@ -9,8 +10,11 @@ no further use, and is closed.
 
 from __future__ import annotations
 
+import random
 import socket
+import time
 from collections.abc import Iterable, Sequence
+from itertools import count
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -24,6 +28,10 @@ Reply: TypeAlias = "bytes | int | list[Reply] | ReplyError | None"
 
 READ_BYTES = 64 * 1024
 PORT_MAX = 65535
+BUSY_TRIES = 4
+BUSY_PAUSE_S = 0.05
+"""The first pause after BUSY, on average; each one is twice as long as the one before, and drawn anew, lest all clients come back
+at once."""
 
 
 class ReplyError(CartwheelError):
@@ -33,6 +41,11 @@ class ReplyError(CartwheelError):
         super().__init__(f"{code} {text}".strip())
         self.code = code
         self.text = text
+
+    @property
+    def is_busy(self) -> bool:
+        """The node had too much to do and did nothing: trying again a little later is safe."""
+        return self.code == "BUSY" and "outcome unknown" not in self.text
 
     @classmethod
     def parse(cls, line: str) -> ReplyError:
@@ -97,16 +110,20 @@ class Connection:
         raise CannotReach(f"cannot reach a node at {self.address}: {reason}")
 
     def call(self, *args: Argument) -> Reply:
-        """Send one request and wait for its reply.
+        """Send one request and wait for its reply. On BUSY it pauses and tries again, ``BUSY_TRIES`` times in all.
 
         Raises:
             ReplyError: the node refused or failed.
             ConnectionLost: the outcome is unknown; the connection is closed.
         """
-        (reply,) = self.pipeline([args])
-        if isinstance(reply, ReplyError):
-            raise reply
-        return reply
+        for attempt in count():
+            (reply,) = self.pipeline([args])
+            if not isinstance(reply, ReplyError):
+                return reply
+            if not reply.is_busy or attempt == BUSY_TRIES - 1:
+                raise reply
+            time.sleep(BUSY_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))
+        raise AssertionError("count() never ends")
 
     def pipeline(self, commands: Iterable[Sequence[Argument]]) -> list[Reply]:
         """Send many requests at once and wait for all replies, in order. Error replies are in the list, not raised.

@@ -9,8 +9,8 @@ forget its promises: so everything is checked before the engine is opened, and e
 to do. With the engine ``memory`` the directory holds the first two only: the node keeps its name, but its data are gone at a
 restart.
 
-The node's stint and clock mark are in the engine (``Space.META``), beside the records that they speak of: a directory that is
-restored from a copy then carries both from one moment.
+The node's stint and the mark of a clean stop are in the engine (``Space.META``), beside the records that they speak of: a
+directory that is restored from a copy then carries both from one moment.
 
 Invariants:
 1. A directory with a ``CARTWHEEL`` file is complete: that file is renamed into place when all of it is on the disk.

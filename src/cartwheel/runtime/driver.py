@@ -6,7 +6,8 @@
 
 A group that needs no sync is written at once, on the loop, if that takes the engine only microseconds. Any other goes to the
 commit thread; what is staged meanwhile forms the next group, so a busy node syncs many writes at once (group commit). Held
-effects are released when their group is done: the promise goes out only when it is true.
+effects are released when their group is done: the promise goes out only when it is true. A group for which nobody waits stays
+in memory for a while (the buffer, ``core.storage``), and goes to the commit thread then.
 
 **Gathering.** When a sync that carried many writes is done, the next one waits a little, as long as two syncs take: half of the
 writers are only now being answered, and their next writes would miss it. So all of them share one sync where they would fall into
@@ -95,6 +96,7 @@ class Driver:
         self._halted = False
         self._closed = False
         self._ticker: asyncio.TimerHandle | None = None
+        self._tick_due_s = math.inf
 
     # --- life ---
 
@@ -112,7 +114,7 @@ class Driver:
         self._stopped = True
         await self._loop.run_in_executor(None, self._committer.close)
         if not self._halted and not self._closed:
-            self.node.shutdown(wall_ms())
+            self.node.shutdown()
             self._write_now(sync=True)
         self._closed = True
 
@@ -148,8 +150,11 @@ class Driver:
             self._perform(effects)
 
     def _tick(self) -> None:
+        now_s = time.monotonic()
+        late_s = max(0.0, now_s - self._tick_due_s)
+        self._tick_due_s = now_s + TICK_S
         self._ticker = self._loop.call_later(TICK_S, self._tick)
-        self.submit(Tick())
+        self.submit(Tick(late_s))
 
     def _perform(self, effects: list[Effect], *, released: bool = False) -> None:
         """Perform the effects in order; hold those that must wait, unless they are ``released``."""
@@ -192,8 +197,8 @@ class Driver:
 
     def _commit(self) -> None:
         store = self._store
-        if store.staged:
-            if store.durability == Durability.SYNC or not self._engine.quick_unsynced:
+        if store.staged if self._held else store.due(self._last_s):
+            if store.durability != Durability.OS or not self._engine.quick_unsynced:
                 self._flying = True
                 self._flying_since_s = time.monotonic()
                 self._held_flying, self._held = self._held, []

@@ -23,11 +23,13 @@ from cartwheel.core.messages import Status
 from cartwheel.core.node import Node
 from cartwheel.core.ring import Change, ChangeKind, History, Member
 from cartwheel.core.storage import Store
+from cartwheel.core.types import Crowd
 from cartwheel.runtime.datadir import DataDir, open_datadir
+from cartwheel.runtime.diskspace import watch_disk
 from cartwheel.runtime.driver import Driver, wall_ms
 from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 from cartwheel.runtime.resp.server import RespServer
-from cartwheel.runtime.settings import ServerSettings
+from cartwheel.runtime.settings import ServerSettings, join_address
 from cartwheel.runtime.transport import Peers
 
 log = logging.getLogger(__name__)
@@ -60,21 +62,28 @@ class Server:
         self._peers = Peers(self.node, boot=boot, secret=settings.secret, submit=self._driver.submit)
         self.resp = RespServer(self, settings.host, settings.resp_port)
         self.submit: Callable[[ClientEvent], None] = self._driver.submit
+        self._disk_watch: asyncio.Task[None] | None = None
+        self.crowd: Callable[[], Crowd] = self.node.crowd
 
     async def start(self) -> None:
         """Open the doors. When this returns, the node serves."""
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
-        await asyncio.sleep(self.node.wait_s(wall_ms()))
         self._driver.start(self._peers)
+        self._disk_watch = asyncio.get_running_loop().create_task(
+            watch_disk(self._datadir.path, self.server_settings.disk_bytes_max, self._driver.submit)
+        )
         ring = self.node.local.ring
         assert ring is not None
         await self._peers.listen(self.server_settings.host, self.server_settings.peer_port)
-        self._peers.dial({member.node: member.address for member in ring.members.values()})
+        elsewhere = self.server_settings.dial
+        self._peers.dial({m.node: elsewhere.get(m.node, m.address) for m in ring.members.values()})
         await self.resp.start()
 
     async def stop(self) -> None:
         """Close the doors, commit what is staged, mark the clean stop, close the data directory."""
         await self.resp.stop()
+        if self._disk_watch is not None:
+            self._disk_watch.cancel()
         await self._peers.stop()
         await self._driver.stop()
         self._datadir.close()
@@ -93,6 +102,10 @@ class Server:
             loop.default_exception_handler(context)
 
     # --- the gateway ---
+
+    def count_busy(self) -> None:
+        """The door refused a request."""
+        self.node.local.count("busy")
 
     def bucket_props(self, bucket: str) -> BucketProps:
         """The properties in force."""
@@ -124,6 +137,9 @@ def core_config(settings: ServerSettings) -> Config:
         q=settings.q,
         request_timeout_s=settings.request_timeout_s,
         skew_ms_max=settings.skew_ms_max,
+        admission_p99_s=settings.admission_p99_s,
+        background_records_per_s_max=settings.background_records_per_s_max,
+        door=join_address(settings.advertise_host, settings.resp_port),
     )
 
 
@@ -143,8 +159,8 @@ def first_history(settings: ServerSettings) -> History:
 
 
 def new_stint() -> str:
-    """A stint name that this node never had: seconds since 2020 and two random digits, in base 36."""
-    number = (int(time.time()) - STINT_EPOCH_S) * 1296 + secrets.randbelow(1296)
+    """A stint name that this node never had: milliseconds since 2020 and two random digits, in base 36."""
+    number = (int(time.time() * 1000) - STINT_EPOCH_S * 1000) * 1296 + secrets.randbelow(1296)
     digits = ""
     while number:
         number, digit = divmod(number, 36)

@@ -99,6 +99,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     `/host=...` (the physical machine) and `/weight=...` if wanted: `n1=10.0.0.1:7702/zone=a/weight=2`. In the file also
     tables: `[[initial_cluster]]` with `node`, `address`, `zone`, `host`, `weight`. Read once, when the data directory is
     new. Default: this node alone."""
+    dial: dict[NodeId, str] = {}
+    """Where this node reaches its peers, in place of their member addresses, for address translation and for fault
+    injection: `n2=192.0.2.7:9001,n3=...`. In the file also a table: `[dial]`. Nodes that are not named are reached at their
+    addresses. Default: none."""
     secret: Secret = Secret()
     """The content of ``secret_file``."""
     secret_file: Path = Path()
@@ -107,6 +111,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     q: int = 1024
     """Partitions of the ring: a power of two, the same on all nodes, fixed when the cluster is created. The
     default is good for some 50 nodes of equal weight."""
+    disk_bytes_max: int = 0
+    """The quota of the data directory, in bytes; 0: none. At 90% of it, as of the whole disk, the node takes only deletes, until
+    it is below 87% again."""
     allow_flush: bool = False
     """Allow `FLUSHDB` and `FLUSHALL`."""
     allow_best_effort_nx: bool = False
@@ -115,6 +122,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a client's request may take, in seconds, unless it says so itself."""
     skew_ms_max: int = 500
     """How far ahead of ours, in milliseconds, another node's clock may be before its new writes are refused."""
+    admission_p99_s: float = 0.05
+    """Background work (hints, anti-entropy, transfers) makes way while the 99th percentile of the reads of the last 60 s is above
+    this, in seconds; and a node lets in fewer requests while they wait longer than this."""
+    background_records_per_s_max: int = 1000
+    """How many records a second background work may handle on a node that has little else to do."""
     log_level: LogLevel = "info"
     """How much is logged to standard error: `debug`, `info`, `warning`, `error`."""
 
@@ -132,8 +144,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "resp_port": (1, 65535),
     "peer_port": (1, 65535),
     "q": (1, Q_MAX),
+    "disk_bytes_max": (0, 1 << 60),
     "request_timeout_s": (0.001, 3600),
     "skew_ms_max": (1, 3_600_000),
+    "admission_p99_s": (0.001, 60),
+    "background_records_per_s_max": (20, 10_000_000),
 }
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -236,6 +251,11 @@ def _parse(name: str, raw: object, origin: str) -> object:
             return _parse_members(raw)
         except ValueError as error:
             raise ConfigError(f"{name} (from {origin}): {error}") from None
+    if name == "dial":
+        try:
+            return _parse_dial(raw)
+        except ValueError as error:
+            raise ConfigError(f"{name} (from {origin}): {error}") from None
     kind = type(getattr(_DEFAULTS, name))
     if kind is bool:
         if isinstance(raw, str) and raw.lower() in _TRUE + _FALSE:
@@ -325,6 +345,27 @@ def _check_member(spec: MemberSpec) -> MemberSpec:
     spec = msgspec.structs.replace(spec, host=spec.host or host)
     Member(spec.node, spec.address, spec.host, spec.zone, spec.weight)  # it checks the rest
     return spec
+
+
+def _parse_dial(raw: object) -> dict[NodeId, str]:
+    """Read ``n2=192.0.2.7:9001,n3=...``, or a table."""
+    if isinstance(raw, str):
+        pairs = [text.strip().partition("=")[::2] for text in raw.split(",") if text.strip()]
+    elif isinstance(raw, dict):
+        pairs = [(str(node), str(address)) for node, address in raw.items()]
+    else:
+        raise ValueError("write n2=HOST:PORT,n3=HOST:PORT or a [dial] table")
+    for node, address in pairs:
+        try:
+            split_address(address)
+        except ValueError:
+            raise ValueError(f"{node}={address} is not NODE=HOST:PORT, such as n2=127.0.0.1:9001") from None
+        if not node or len(node) > 64 or not NODE_CHARACTERS.issuperset(node):
+            raise ValueError(f"{node!r} is no node's name")
+    dial = dict(pairs)
+    if len(dial) < len(pairs):
+        raise ValueError("a node is there twice")
+    return dial
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -3,12 +3,27 @@
 One connection per direction: what A sends to B, requests and answers alike, goes over A's dial; B hears. So there is no tie to
 break when both dial at once, and each direction has its own state (a one-way break is seen as such).
 
-A link is **up** once the handshake is done. The dialer pings every second; without a pong within three, or on any error, the
-link is down, what was under way to that peer is reported lost, and dialing starts again with growing, jittered pauses. The
-acceptor closes a connection on which it hears nothing for five seconds.
+A link is **up** once the handshake is done. The dialer pings a second after the last ping, once that is answered; without a pong
+within three, or on any error, the link is down, what was under way to that peer is reported lost, and dialing starts again with
+growing, jittered pauses. The acceptor closes a connection on which it hears nothing for five seconds. Nobody closes after a stall
+of its own loop (a process that was stopped, a busy machine) before it has read what lay in its buffers meanwhile.
 
-Bounded: a link takes at most ``BUFFER_BYTES_MAX`` that the kernel has not; further batches are dropped and counted (messages may
-be lost; the requests behind them end at their deadlines).
+Bounded in space: a link takes at most ``BUFFER_BYTES_MAX`` that the kernel has not; further batches are dropped and counted
+(messages may be lost; the requests behind them end at their deadlines).
+
+Bounded in time: **no message is handled later than MESSAGE_LIFETIME_S = 15 s after it was sent** (given to its link), however
+long it lay in buffers or either process was stopped. Whoever forgets deletes relies on it: no old write comes after. The acceptor
+knows it from its own clock alone:
+
+    dialer to acceptor    ping k                      ping k+1   m1   m2        ping k+1 leaves only when pong k has come,
+    acceptor to dialer            pong k, sent at t                             so m1 and m2 were sent after t
+
+    m2 is read: it is younger than now - t. If that is too long, the connection is closed, and m2 is not handled.
+
+In a healthy link t is one to two seconds back; a link that carries its pings in more than three seconds is closed by the dialer
+before. What was sent on a closed connection and not handled is lost; the link that follows it carries nothing of it. The bound
+assumes that the clock goes on while the machine is suspended (``CLOCK_BOOTTIME``), and counts a message as handled when its
+handling begins: a process may be stopped there as well, but then nothing else that it does comes in between.
 """
 
 from __future__ import annotations
@@ -18,6 +33,7 @@ import logging
 import random
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -49,6 +65,10 @@ log = logging.getLogger(__name__)
 PING_S = 1.0
 PONG_TIMEOUT_S = 3.0
 SILENCE_TIMEOUT_S = 5.0
+STALL_S = 0.25
+"""A timer that fires so late says that the loop stalled, and nothing about the peer."""
+MESSAGE_LIFETIME_S = 15.0
+"""Far above what a healthy link needs, and below any time that somebody would wait before a delete is forgotten."""
 HANDSHAKE_TIMEOUT_S = 5.0
 DIAL_TIMEOUT_S = 3.0
 BACKOFF_S = (0.05, 1.0)
@@ -56,6 +76,8 @@ BACKOFF_S = (0.05, 1.0)
 BUFFER_BYTES_MAX = 64 << 20
 MESSAGES_PER_FRAME = 256
 """Bounds a frame, and how long the receiver is busy with one."""
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""For the age of messages: it goes on while the machine sleeps, where the system has such a clock."""
 
 
 class Peers:
@@ -73,6 +95,7 @@ class Peers:
         self._heard: set[Acceptor] = set()
         self._outboxes: dict[NodeId, list[Message]] = {}
         self._server: asyncio.Server | None = None
+        self._dialed: dict[NodeId, asyncio.Event] = {}  # set when this peer has dialed us
 
     async def listen(self, host: str, port: int) -> int:
         """Accept peers; return the port (0 asks the system for one)."""
@@ -139,8 +162,21 @@ class Peers:
                 told = reason
                 log.warning("no link to %s at %s: %s", node, address, reason)
             self.node.local.unreachable[node] = reason
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(BACKOFF_S[1], pause_s * 2)
+            if await self._heard_within(node, pause_s * random.uniform(0.5, 1.0)):
+                pause_s = BACKOFF_S[0]
+            else:
+                pause_s = min(BACKOFF_S[1], pause_s * 2)
+
+    async def _heard_within(self, node: NodeId, pause_s: float) -> bool:
+        """Wait for the time of the next dial; no longer, if the peer dials us meanwhile: then it is there."""
+        dialed = self._dialed.setdefault(node, asyncio.Event())
+        dialed.clear()
+        try:
+            async with asyncio.timeout(pause_s):
+                await dialed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _link_up(self, link: Link) -> None:
         log.info("connected to %s", link.node)
@@ -175,9 +211,13 @@ class Peers:
             return f"no common protocol: {PROTOCOL_MIN} to {PROTOCOL_MAX} here"
         return None
 
-    def hear(self, acceptor: Acceptor) -> None:
-        """A peer has proven itself."""
+    def hear(self, acceptor: Acceptor, node: NodeId, boot: int) -> None:
+        """A peer has proven itself. If it began anew since we dialed it, our link leads to a process that is gone."""
         self._heard.add(acceptor)
+        link = self._links.get(node)
+        if link is not None and link.boot != boot:
+            link.close("it started anew")
+        self._dialed.setdefault(node, asyncio.Event()).set()
 
     def unhear(self, acceptor: Acceptor) -> None:
         """It is gone."""
@@ -215,7 +255,19 @@ class _Connection(asyncio.Protocol):
         """Close with ``reason`` unless this is called again within ``timeout_s``."""
         if self._watch is not None:
             self._watch.cancel()
-        self._watch = asyncio.get_running_loop().call_later(timeout_s, self.close, reason)
+        self._wait(timeout_s / 2, reason, last=False)
+
+    def _wait(self, half_s: float, reason: str, *, last: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self._watch = loop.call_later(half_s, self._overdue, loop.time() + half_s, half_s, reason, last)
+
+    def _overdue(self, due: float, half_s: float, reason: str, last: bool) -> None:
+        """Half of the time is over, or all of it. If this comes late, the loop stalled, and what was expected may lie in the
+        kernel's buffer: the last half must go by with the loop at work."""
+        if last and asyncio.get_running_loop().time() - due < STALL_S:
+            self.close(reason)
+        else:
+            self._wait(half_s, reason, last=True)
 
     def _write(self, data: bytes) -> None:
         """Send, unless the connection has ended: between its end and ``connection_lost`` a turn of the loop may pass, and
@@ -249,7 +301,9 @@ class Link(_Connection):
         self.lost: asyncio.Future[str] = loop.create_future()
         """Why the connection ended."""
         self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
-        self._ping: asyncio.TimerHandle | None = None
+        self._ping: asyncio.TimerHandle | None = None  # None: a pong is outstanding
+        self._pinged_s = 0.0
+        self.boot = 0  # of the process that welcomed us
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -268,9 +322,7 @@ class Link(_Connection):
 
     def _frame(self, payload: bytes | memoryview) -> None:
         if self.ready.done():
-            if len(payload):
-                raise PeerError("data on a one-way connection")
-            self._expect(PONG_TIMEOUT_S, "no pong in 3 s")
+            self._pong(payload)
             return
         peers = self._peers
         hand = decode_hand(payload)
@@ -281,14 +333,24 @@ class Link(_Connection):
         elif not proven(hand.proof, peers.secret, peers.cluster, self.node, self._challenge):
             self.close("it does not hold the cluster's secret")
         else:
+            self.boot = hand.boot
             self._write(encode_hand(Proof(prove(peers.secret, peers.cluster, peers.me, hand.challenge))))
             self.ready.set_result(True)
             self._expect(PONG_TIMEOUT_S, "no pong in 3 s")
             self._send_ping()
 
     def _send_ping(self) -> None:
+        self._ping = None
+        self._pinged_s = asyncio.get_running_loop().time()
         self._write(PING)
-        self._ping = asyncio.get_running_loop().call_later(PING_S, self._send_ping)
+
+    def _pong(self, payload: bytes | memoryview) -> None:
+        """The peer has read all that was sent before the last ping. The next one goes out only now (see above)."""
+        if len(payload) or self._ping is not None:
+            raise PeerError("data on a one-way connection" if len(payload) else "a pong without a ping")
+        self._expect(PONG_TIMEOUT_S, "no pong in 3 s")
+        loop = asyncio.get_running_loop()
+        self._ping = loop.call_later(max(0.0, self._pinged_s + PING_S - loop.time()), self._send_ping)
 
     def send(self, messages: list[Message]) -> None:
         """Send messages as one write, or drop them if the peer takes too little."""
@@ -320,14 +382,21 @@ class Acceptor(_Connection):
         super().__init__(peers)
         self._hello: Hello | None = None
         self._src: NodeId = ""
+        self._sent_after_s = 0.0  # Invariant: what is read now was sent after this moment,
+        self._answered_s = 0.0  # and what follows the next ping after this one
         self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
 
     def _frame(self, payload: bytes | memoryview) -> None:
         if not self._src:
             self._greet(payload)
         elif len(payload):
+            age_s = boottime() - self._sent_after_s
+            if age_s > MESSAGE_LIFETIME_S:
+                self._peers.node.local.count("messages_too_old")
+                raise PeerError(f"a message may be {age_s:.0f} s old")
             self._peers.submit(Received(self._src, decode_batch(payload)))
         else:
+            self._sent_after_s, self._answered_s = self._answered_s, boottime()
             self._write(PING)
             self._expect(SILENCE_TIMEOUT_S, "silent for 5 s")
 
@@ -346,13 +415,14 @@ class Acceptor(_Connection):
             version = agree(hand.protocol_min, hand.protocol_max)
             assert version is not None
             proof = prove(peers.secret, peers.cluster, peers.me, hand.challenge)
+            self._sent_after_s = self._answered_s = boottime()
             self._write(encode_hand(Welcome(version, peers.me, peers.boot, self._challenge, proof)))
         elif self._hello is not None and isinstance(hand, Proof):
             if not proven(hand.proof, peers.secret, peers.cluster, self._hello.node, self._challenge):
                 raise PeerError("it does not hold the cluster's secret")
             self._src = self._hello.node
             self._reader.limit = FRAME_BYTES_MAX
-            peers.hear(self)
+            peers.hear(self, self._src, self._hello.boot)
             self._expect(SILENCE_TIMEOUT_S, "silent for 5 s")
         else:
             raise PeerError("a handshake out of turn")
@@ -362,3 +432,8 @@ class Acceptor(_Connection):
         self._peers.unhear(self)
         if self._reason != "connection closed":
             log.info("connection from %s ended: %s", self._src or "a stranger", self._reason)
+
+
+def boottime() -> float:
+    """Seconds on the clock by which messages age."""
+    return time.clock_gettime(CLOCK)

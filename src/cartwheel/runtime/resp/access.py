@@ -102,6 +102,7 @@ class Entry:
                 self.key,
                 value,
                 context=self.record.clock,
+                dots=self.record.cloud,
                 expires_at_ms=expires_at_ms,
                 coordinator=self.coordinator,
             ),

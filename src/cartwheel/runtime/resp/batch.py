@@ -40,7 +40,7 @@ def exec_(connection: Connection, args: Args) -> bytes:
     connection.queue = None
     if connection.multi_failed:
         raise CommandError("EXECABORT Transaction discarded because of previous errors.")
-    connection.waiting.extendleft(reversed(batch))
+    connection.put_first(batch)
     return b"*%d\r\n" % len(batch)
 
 

@@ -14,14 +14,22 @@ from cartwheel.core.config import MIB, BucketProps, Config
 from cartwheel.core.messages import (
     ClientBucketSet,
     ClientCount,
+    ClientDigests,
     ClientExplain,
     ClientGet,
+    ClientHints,
     ClientPut,
+    ClientRepair,
+    ClientRepairStatus,
     ClientScan,
     Status,
 )
+from cartwheel.core.types import Crowd
 
-ClientEvent = ClientGet | ClientPut | ClientExplain | ClientScan | ClientCount | ClientBucketSet
+ClientEvent = (
+    ClientGet | ClientPut | ClientExplain | ClientScan | ClientCount | ClientDigests | ClientHints | ClientBucketSet
+    | ClientRepair | ClientRepairStatus
+)  # fmt: skip
 
 
 class DoorSettings(msgspec.Struct):
@@ -54,6 +62,12 @@ class Gateway(Protocol):
     settings: DoorSettings
     engine_name: str
     started_at_ms: int
+
+    def crowd(self) -> Crowd:
+        """Whether new requests should wait or be refused. An event handed in to a full node is answered BUSY, at more expense."""
+
+    def count_busy(self) -> None:
+        """The door refused a request because of that."""
 
     def submit(self, event: ClientEvent) -> None:
         """Start a request; ``event.client.resolve(result)`` ends it."""

@@ -18,14 +18,25 @@ from cartwheel.core.config import PROPERTY_NAMES, BucketProps
 from cartwheel.core.errors import BadContext, Code
 from cartwheel.core.messages import (
     ClientBucketSet,
+    ClientDigests,
     ClientExplain,
     ClientGet,
+    ClientHints,
     ClientPut,
+    ClientRepair,
+    ClientRepairStatus,
+    Digest,
+    Digests,
     Explained,
     Failure,
+    Found,
+    HintsKept,
     PutRequest,
+    Repairing,
+    Result,
     Stored,
 )
+from cartwheel.core.storage import POSITION_BYTES, split_record_key
 from cartwheel.runtime.resp import reply
 from cartwheel.runtime.resp.access import INT64_MAX, found, integer, stored, text
 from cartwheel.runtime.resp.registry import ONE_KEY, Args, command, container
@@ -105,6 +116,10 @@ def _token(connection: Connection, bucket: str, key: bytes, seen: context.Contex
     return reply.bulk(context.encode_token(seen, secret=secret, bucket=bucket, key=key))
 
 
+def _seen(got: Found) -> context.Context:
+    return context.Context(got.record.clock, got.coordinator, got.record.cloud)
+
+
 def _token_after(connection: Connection, bucket: str, key: bytes, result: Stored) -> bytes:
     return _token(connection, bucket, key, context.Context(result.clock, result.coordinator, result.dots))
 
@@ -118,7 +133,7 @@ def _token_after(connection: Connection, bucket: str, key: bytes, result: Stored
 def cw_get(connection: Connection, args: Args) -> Steps:
     options = _options(connection, args, 2, "R BUCKET")
     got = found((yield ClientGet(None, options.bucket, args[1], options.r)))
-    token = _token(connection, options.bucket, args[1], context.Context(got.record.clock, got.coordinator))
+    token = _token(connection, options.bucket, args[1], _seen(got))
     live = versions.siblings(got.record, connection.gateway.wall_ms())
     return reply.array([token, reply.bulks([version.value or b"" for version in live])])
 
@@ -166,7 +181,7 @@ def cw_del(connection: Connection, args: Args) -> Steps:
     seen = options.context
     if seen is None:
         got = found((yield ClientGet(None, options.bucket, args[1])))
-        seen = context.Context(got.record.clock, got.coordinator)
+        seen = _seen(got)
     done = stored((yield _put(options, args[1], None, seen)))
     return _token_after(connection, options.bucket, args[1], done)
 
@@ -247,6 +262,62 @@ def cw_status(connection: Connection, args: Args) -> bytes:
     return _as_json(told) if options.json else reply.plain(told, connection.resp3)
 
 
+@command("CW.HINTS [JSON]", "What each member keeps for others, until those are back.", group="cartwheel")
+def cw_hints(connection: Connection, args: Args) -> Steps:
+    options = _options(connection, args, 1, "JSON")
+    result = yield ClientHints(None)
+    assert isinstance(result, HintsKept), result
+    told = {
+        holder: {"error": kept} if isinstance(kept, str) else msgspec.to_builtins(kept)
+        for holder, kept in result.holders.items()
+    }
+    return _as_json(told) if options.json else reply.plain(told, connection.resp3)
+
+
+container("CW.REPAIR", "Comparing with the other nodes now, and mending what differs.", group="cartwheel")
+
+
+@command(
+    "CW.REPAIR|START [PARTITION partition] [WITH node] [JSON]",
+    "Compares what this node holds with the other owners (or one of them) now, and mends what differs.",
+    group="cartwheel",
+)
+def cw_repair_start(connection: Connection, args: Args) -> Steps:
+    partition, peer, as_json = None, "", False
+    words = iter(args[2:])
+    for word in words:
+        name = text(word).upper()
+        if name == "JSON":
+            as_json = True
+            continue
+        if name not in {"PARTITION", "WITH"}:
+            raise CommandError(
+                f"ERR syntax error: unexpected '{text(word)}', CW.REPAIR START knows PARTITION WITH JSON"
+            )
+        value = next(words, None)
+        if value is None:
+            raise CommandError(f"ERR syntax error: {name} needs a value")
+        if name == "PARTITION":
+            partition = integer(value)
+        else:
+            peer = text(value)
+    return _repairing(connection, (yield ClientRepair(None, partition, peer)), as_json)
+
+
+@command("CW.REPAIR|STATUS [JSON]", "How far the repair is that was asked for last.", group="cartwheel")
+def cw_repair_status(connection: Connection, args: Args) -> Steps:
+    options = _options(connection, args, 2, "JSON")
+    return _repairing(connection, (yield ClientRepairStatus(None)), options.json)
+
+
+def _repairing(connection: Connection, result: Result, as_json: bool) -> bytes:
+    if isinstance(result, Failure):
+        raise CommandError(failure_text(result))
+    assert isinstance(result, Repairing), result
+    told = msgspec.to_builtins(result)
+    return _as_json(told) if as_json else reply.plain(told, connection.resp3)
+
+
 @command("CW.RING [JSON]", "The members of the ring, with their partitions.", group="cartwheel")
 def cw_ring(connection: Connection, args: Args) -> bytes:
     options = _options(connection, args, 1, "JSON")
@@ -267,3 +338,41 @@ def cw_ring(connection: Connection, args: Args) -> bytes:
         },
     }
     return _as_json(told) if options.json else reply.plain(told, connection.resp3)
+
+
+CORRUPT = "corrupt"
+
+
+def _digest(row: Digest) -> list[str | bytes]:
+    bucket, key = split_record_key(row.record_key)
+    checksum = CORRUPT if row.checksum is None else row.checksum.hex()
+    return [row.record_key[:POSITION_BYTES].hex(), bucket, key, checksum, "live" if row.live else "deleted"]
+
+
+@command(
+    "CW.DIGESTS partition [CURSOR cursor]",
+    "What this node itself holds of a partition, key by key, with checksums.",
+    group="cartwheel",
+)
+def cw_digests(connection: Connection, args: Args) -> Steps:
+    start = b""
+    if len(args) > 2:
+        if len(args) != 4 or args[2].upper() != b"CURSOR":
+            raise CommandError(f"ERR syntax error: unexpected '{text(args[2])}', CW.DIGESTS knows CURSOR")
+        try:
+            start = bytes.fromhex(text(args[3]))
+        except ValueError:
+            raise CommandError("ERR no such cursor") from None
+    result = yield ClientDigests(None, integer(args[1]), start)
+    if isinstance(result, Failure):
+        raise CommandError(failure_text(result))
+    assert isinstance(result, Digests), result
+    told = {
+        "cursor": "" if result.reached is None else result.reached.hex(),
+        "epoch": result.epoch.hex(),
+        "preference": result.preference,
+        "owners": result.owners,
+        "unreadable": result.unreadable,
+        "rows": [_digest(row) for row in result.rows],
+    }
+    return reply.plain(told, connection.resp3)

@@ -107,7 +107,7 @@ class Command:
     """A command, or one of its subcommands."""
 
     __slots__ = (
-        "arguments", "barrier", "by_hand", "flags", "group", "high", "in_multi", "keys", "low", "name", "note", "reason",
+        "arguments", "barrier", "by_hand", "flags", "group", "high", "in_multi", "keyed", "keys", "low", "name", "note", "reason",
         "run", "steps", "subcommands", "summary", "untrusted", "write",
     )  # fmt: skip
 
@@ -120,6 +120,8 @@ class Command:
         self.low = 1
         self.high = 1 << 30
         self.keys = NO_KEYS
+        self.keyed = False
+        """It has keys: on a full node it is refused."""
         self.flags: tuple[str, ...] = ()
         self.write = False
         self.steps = False
@@ -288,6 +290,7 @@ def command(
         if all(argument.fixed for argument in made.arguments):
             made.high = made.low
         made.keys, made.write, made.note = keys, write, note
+        made.keyed = bool(keys.first)
         made.steps = inspect.isgeneratorfunction(run)
         made.by_hand, made.barrier, made.in_multi, made.untrusted = by_hand, barrier, in_multi, untrusted
         made.flags = ("write" if write else "readonly", *flags.split()) if keys.first else tuple(flags.split())

@@ -16,6 +16,8 @@ QUEUED = b"+QUEUED\r\n"
 NIL2 = b"$-1\r\n"
 NIL3 = b"_\r\n"
 EMPTY_ARRAY = b"*0\r\n"
+BUSY = b"-BUSY the node has as many requests under way as it can answer in time; try again a little later\r\n"
+"""Certainly not applied. Made once: a node that refuses much must do it cheaply."""
 ZERO = b":0\r\n"
 ONE = b":1\r\n"
 
