@@ -1,12 +1,15 @@
 """Seeds that once found a bug of ours, each with its story. ``test_runs`` repeats them all.
 
-A plan is drawn from its seed by ``cartwheel.sim.faults.draw``. When that function changes, old seeds mean other runs; therefore
-each bug found here also lives on in ``cartwheel.sim.bugs``, where it must be caught again, and an entry names it.
+A plan is drawn from its seed by ``cartwheel.sim.swarm.draw``. When that function changes, old seeds mean other runs; therefore
+each bug found here also lives on in ``cartwheel.sim.bugs``, where it must be caught again, and an entry names it. A shortened
+plan (``--shrink`` prints it) means the same run whatever is drawn.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from cartwheel.sim.faults import Plan
 
 
 class Regression(NamedTuple):
@@ -16,23 +19,25 @@ class Regression(NamedTuple):
     seed: int
     seconds: float
     story: str
+    plan: Plan | None = None
+    """The run itself; None: what the seed draws."""
 
 
 REGRESSIONS = [
     Regression(
-        "stamp-without-read", 10, 30.0,
+        "unknown-dot-forgotten", 1, 30.0,
         "A put whose context names a single write (the context after a put that left siblings) came to a coordinator that had "
         "not heard of that write. The quorum read for it failed, and the put was stamped all the same: what the client had "
-        "seen stayed beside what replaced it. Now such a put is refused.",
+        "seen stayed beside what replaced it. Now it is noted in the record's cloud.",
     ),
     Regression(
-        "refusal-relayed", 7, 30.0,
+        "refusal-relayed", 1, 30.0,
         "A forwarded put was refused by the owner for want of a quorum, and the forwarder told its client 'rejected'. The "
         "network delivered a second copy of the Forward when the quorum was there again, so the put was done after all. Now a "
         "refusal of another node is relayed as 'unknown'.",
     ),
     Regression(
-        "memory-outlives-record", 4, 30.0,
+        "memory-outlives-record", 50, 30.0,
         "A put was stamped by a coordinator that then reached too few replicas, and lost its own record to bit rot. The retry "
         "was recognised by its request id, the record, empty now, was replicated, W replicas acknowledged it, and so did we: the "
         "write was on no disk at all. Now a remembered stamp counts only if the record still accounts for it.",

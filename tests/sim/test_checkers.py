@@ -10,10 +10,11 @@ import pytest
 from cartwheel.core.errors import Code
 from cartwheel.core.types import Dot
 from cartwheel.core.versions import Record, Version
-from cartwheel.sim import checkers
+from cartwheel.sim import causal, checkers
 from cartwheel.sim.history import (
     Final,
     KeyHistory,
+    Leftover,
     Mint,
     Read,
     Status,
@@ -26,6 +27,7 @@ from cartwheel.sim.history import (
     write_of,
 )
 from cartwheel.sim.ledgers import DotLedger, check_durable
+from cartwheel.sim.reach import Reach
 
 
 def dot(name: str) -> Dot:
@@ -59,7 +61,8 @@ def story(
         shown = tuple(history.mints[d].write for d in dots(seen) if d in history.mints)
         history.reads.append(Read(0, "k", "n1", at, at + 0.5, Status.OK, dots=dots(seen), shown=shown, wall_ms=10_000))
     for node, left in (finals or {}).items():
-        history.finals[node] = Final(left.encode(), dots(left))
+        live = tuple(d for d in dots(left) if d in history.mints and not history.mints[d].tombstone)
+        history.finals[node] = Final(left.encode(), dots(left), live_dots=live)
     return history
 
 
@@ -82,6 +85,8 @@ def test_a_good_history_passes_every_judge():
     assert checkers.check_last_writer_wins(GOOD) == []
     assert checkers.check_fresh(GOOD) == []
     assert checkers.check_sessions(GOOD)[0] == []
+    assert causal.check_causal(GOOD) == ([], 0)
+    assert checkers.check_resurrection(GOOD, []) == []
     assert checkers.check_convergence(GOOD) == []
     assert checkers.check_rejected(GOOD) == []
     assert checkers.check_expiry(GOOD, slack_ms=0) == []
@@ -186,6 +191,106 @@ def test_owners_converge_to_the_same_canonical_bytes():
     assert "not canonical" in checkers.check_convergence(history)[0].text
 
 
+def test_nothing_is_left_where_it_should_not_be():
+    """C5: a record on a node that does not own its key, and a hint that was not delivered."""
+    assert checkers.check_leftovers([]) == []
+    found = checkers.check_leftovers([Leftover("n4", "", "k"), Leftover("n5", "n1", "k")])
+    assert rules(found) == ["C5"]
+    assert "does not own" in found[0].text
+    assert "a hint for n1" in found[1].text
+
+
+def test_what_was_deleted_lives_nowhere():
+    """C6: not on an owner, not on another node, not in a hint; an unacknowledged delete that nobody saw counts for nothing."""
+    history = story(["a1", "a2: a1"], acked="a1 a2", tombstones="a2", finals={"n1": "a2", "n2": "a1"})
+    assert "n2 holds what was deleted" in checkers.check_resurrection(history, [])[0].text
+    history = story(["a1", "a2: a1"], acked="a1 a2", tombstones="a2", finals={"n1": "a2"})
+    assert checkers.check_resurrection(history, []) == []
+    hint = Leftover("n4", "n2", "k", dots("a1"))
+    assert "a hint at n4 for n2 holds" in checkers.check_resurrection(history, [hint])[0].text
+    assert "n4, no owner, holds" in checkers.check_resurrection(history, [Leftover("n4", "", "k", dots("a1"))])[0].text
+    history.writes[2].acked.clear()
+    assert checkers.check_resurrection(history, [hint]) == []
+    history.reads.append(Read(0, "k", "n1", 100.0, 100.5, Status.OK, dots=dots("a2")))
+    assert rules(checkers.check_resurrection(history, [hint])) == ["C6"]
+    assert checkers.check_resurrection(history, [hint], shown_stays=False) == []
+    history.reaped[dot("a2")] = 50.0
+    assert rules(checkers.check_resurrection(history, [hint], shown_stays=False)) == ["C6"]
+
+
+def test_what_was_reaped_need_not_be_shown():
+    """Once a tombstone is dropped for good, it and its past count as present everywhere; a later write does not."""
+    history = story(["a1", "a2: a1", "a3: a2"], acked="a1 a2", tombstones="a2", finals={"n1": ""}, gets=[""])
+    assert rules(checkers.check_supersession(history)) == ["C2"]
+    assert rules(checkers.check_fresh(history)) == ["FRESH"]
+    assert rules(causal.check_causal(history)[0]) == ["C4"]
+    assert rules(checkers.check_last_writer_wins(history)) == ["LWW"]
+    history.reaped[dot("a2")] = 50.0
+    assert checkers.check_supersession(history) == []
+    assert checkers.check_fresh(history) == []
+    assert causal.check_causal(history) == ([], 0)
+    assert checkers.check_last_writer_wins(history) == []
+    history.writes[3].acked[dot("a3")] = 60.0
+    assert rules(checkers.check_supersession(history)) == ["C2"]
+    assert rules(checkers.check_last_writer_wins(history)) == ["LWW"]
+
+
+# --- C4: the bad patterns ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "history"),
+    [
+        # Two writes each of which had read the other: somebody read from the future.
+        ("CyclicCO", story(["a1: b1", "b1: a1"])),
+        ("CyclicCO", story(["a1: c1", "b1: a1", "c1: b1"])),
+        # A dot that was never minted.
+        ("ThinAirRead", story(["a1"], gets=["x9"])),
+        # The session had passed on b1, which supersedes a1; then it reads a1.
+        ("WriteCORead", story(["a1", "b1: a1"], acked="a1 b1", gets=["a1"])),
+        # The same over a step that it never wrote: c1 supersedes b1, which superseded a1.
+        ("WriteCORead", story(["a1", "b1: a1", "c1: b1"], acked="c1", gets=["a1"])),
+        # It had passed on a1, and reads nothing.
+        ("WriteCOInitRead", story(["a1"], acked="a1", gets=[""])),
+        # It had passed on a1, and reads a sibling alone.
+        ("WriteCOHidden", story(["a1", "b1"], acked="a1", gets=["b1"])),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_causal_bad_patterns(pattern, history):
+    """C4: each history shows its pattern, and is a violation."""
+    found, _ = causal.check_causal(history)
+    assert rules(found) == ["C4"]
+    assert found[0].text.startswith(pattern)
+
+
+def test_causal_needs_its_premise_for_reads_that_are_behind():
+    """Without overlapping quorums they are counted; circles and thin air are never right; nor does it hold for what another
+    process wrote, or what is acknowledged only after the read began."""
+    behind = story(["a1", "b1: a1"], acked="a1 b1", gets=["a1"])
+    assert causal.check_causal(behind, strict=False) == ([], 1)
+    assert rules(causal.check_causal(story(["a1: b1", "b1: a1"]), strict=False)[0]) == ["C4"]
+    assert rules(causal.check_causal(story(["a1"], gets=["x9"]), strict=False)[0]) == ["C4"]
+    behind.writes[2].process = 5
+    assert causal.check_causal(behind) == ([], 0)
+    early = story(["a1"], acked="a1", gets=[""])
+    early.reads[0].invoked_at = 1.2
+    assert causal.check_causal(early) == ([], 0)
+    shown = story(["a1"], gets=["a1"])
+    shown.reads[0].shown = (7,)
+    assert rules(causal.check_causal(shown)[0]) == ["C4"]
+
+
+def test_causal_good_histories():
+    """A successor, a sibling beside, a delete that is still there: present."""
+    for gets in (["c1"], ["b1", "b1 c1"]):
+        assert causal.check_causal(story(["a1", "b1: a1", "c1: b1"], acked="b1", gets=gets)) == ([], 0)
+    assert causal.check_causal(story(["a1", "a2: a1"], acked="a1 a2", gets=["a2"], tombstones="a2")) == ([], 0)
+
+
+# --- after healing -----------------------------------------------------------------------------------------------------
+
+
 def test_a_walk_shows_each_live_key_once():
     """SCAN: a key that is missing, repeated, not live or unknown, and a walk without an end, are violations."""
     live, gone = story(["a1"], finals={"n1": "a1"}), story(["a1"], finals={"n1": "a1"})
@@ -207,6 +312,33 @@ def test_nothing_fails_in_quiet_times():
     assert rules(checkers.check_available([silent], [])) == ["C8"]
     assert checkers.check_available([failed, silent], [(11.0, 30.0)]) == []
     assert rules(checkers.check_available([failed], [(12.5, 30.0)])) == ["C8"]
+
+
+def test_a_write_is_served_where_a_quorum_is_reached():
+    """C8, P3: a failed write is a violation if its coordinator reached W-1 others all the while, and no other reason is given."""
+    reach = Reach()
+    for a, b in (("n1", "n2"), ("n2", "n1"), ("n1", "n3"), ("n3", "n1")):
+        reach.told(a, b, 1.0)
+    nodes = ("n1", "n2", "n3", "n4")
+
+    def served(**changed: object) -> list[Violation]:
+        attempt = Try("n1", 10.0, 12.0, Status.UNKNOWN, Code.NOQUORUM, write=True)
+        for name, value in changed.items():
+            setattr(attempt, name, value)
+        return checkers.check_served([attempt], reach, nodes, 3)
+
+    assert rules(served()) == ["C8"]
+    assert "it reached n2, n3" in served()[0].text
+    assert rules(served(code=None)) == ["C8"]
+    assert rules(served(status=Status.REJECTED)) == ["C8"]
+    for excuse in ({"write": False}, {"status": Status.OK}, {"code": Code.BUSY}, {"text": "n2: clock 900 ms ahead"}):
+        assert served(**excuse) == []
+    assert served(text="n2: its disk is nearly full") == []
+    assert served(node="n2") == []  # which reaches n1 only
+    assert served(invoked_at=5.0) == []  # soon after they were connected: verdicts of before may stand
+    reach.hindered(("n3",), 11.0, 11.1)
+    assert served() == []
+    assert rules(served(invoked_at=16.0, completed_at=18.0)) == ["C8"]
 
 
 def test_rejected_means_never_minted():
@@ -274,6 +406,7 @@ def test_dots_are_minted_once_and_spread_unchanged():
         ("b", record("a1", value=b"2:0"), None, "it was minted with"),  # one dot, two values
         ("b", record("c9"), None, "never minted"),  # thin air
         ("a", record("a2"), Record({}, ()), "without accounting for"),  # invariant A: it has forgotten a1
+        ("a", record("a2"), Record({}, (), (dot("a1"),)), "without accounting for"),  # and a note of it is no entry
         ("a", record("a0"), record("a1"), "not above all earlier"),  # the counter goes back
         ("a", record("a2", request_id=b"w1"), record("a1"), "stamps a request twice"),
     ],
@@ -309,6 +442,8 @@ def test_an_ack_means_w_safe_copies():
     assert rules(check_durable("k", [dot("a1")], 2, one, 0.0)) == ["C9"]
     assert check_durable("k", [dot("a1")], 2, two, 0.0) == []
     assert rules(check_durable("k", [dot("a1")], 3, two, 0.0)) == ["C9"]
+    noted = {**two, "c": Record({"c/s": 1}, (), (dot("a1"),))}
+    assert check_durable("k", [dot("a1")], 3, noted, 0.0) == []
     assert "covers no version" in check_durable("k", [], 2, two, 0.0)[0].text
 
 

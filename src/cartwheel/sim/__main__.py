@@ -11,13 +11,17 @@ import secrets
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cartwheel.sim import bugs, faults
-from cartwheel.sim.run import Options, Report, hunt, run, run_seeds, shrink
+from cartwheel.sim import bugs, swarm
+from cartwheel.sim.faults import literal
+from cartwheel.sim.marks import CROSS, never_hit
+from cartwheel.sim.run import Options, Report, hunt, run, run_seeds
+from cartwheel.sim.shrink import shrink
 
 HUNT_SEEDS = 300
 """A planted bug that this many seeds do not catch is not caught."""
@@ -56,6 +60,7 @@ class Tally:
             "events": self.events,
             "outcomes": dict(sorted(self.outcomes.items())),
             "marks": dict(sorted(self.marks.items())),
+            "never_hit": never_hit(self.marks),
             "violations": [
                 {"seed": report.seed, "rule": v.rule, "key": v.key, "at": v.at, "text": v.text}
                 for report in self.failed
@@ -66,12 +71,13 @@ class Tally:
     def lines(self) -> list[str]:
         """For people."""
         ratio = self.virtual_s / self.cpu_s if self.cpu_s else 0.0
-        marks = {name: count for name, count in sorted(self.marks.items()) if count}
+        marks = {name: count for name, count in sorted(self.marks.items()) if count and CROSS not in name}
         return [
             f"{self.runs} seeds, {self.virtual_s / 3600:.2f} simulated hours in {self.cpu_s:.1f} s of CPU: "
             f"{ratio:.0f} simulated hours per CPU hour, {self.events / max(self.cpu_s, 1e-9):,.0f} events/s",
             "requests: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self.outcomes.items())),
             "happened: " + ", ".join(f"{name} {count:,}" for name, count in marks.items()),
+            *never_hit(self.marks),
         ]
 
 
@@ -100,17 +106,18 @@ def show_run(report: Report, options: Options, *, plan_shown: bool) -> None:
         f"trace hash {report.trace_hash}, {report.events:,} events, {report.virtual_s:.0f} s in {report.cpu_s:.2f} s"
     )
     click.echo("requests: " + ", ".join(f"{name} {count}" for name, count in sorted(report.outcomes.items())))
-    click.echo("happened: " + ", ".join(f"{name} {count}" for name, count in sorted(report.marks.items()) if count))
+    marks = {name: count for name, count in sorted(report.marks.items()) if count and CROSS not in name}
+    click.echo("happened: " + ", ".join(f"{name} {count}" for name, count in marks.items()))
     for violation in report.violations:
         click.secho(str(violation), fg="red")
     for key, story in report.stories.items():
         click.echo(f"the story of {key}:")
         for line in story:
             click.echo(f"  {line}")
-    if report.violations:
-        click.echo(f"again: {replay_command(report.seed, options)}")
-    else:
+    if not report.violations:
         click.echo("no violation")
+    elif plan_shown:
+        click.echo(f"again: {replay_command(report.seed, options)}")
 
 
 def run_batch(start: int, count: int, options: Options, *, jobs: int, progress: bool) -> Tally:
@@ -127,9 +134,9 @@ def run_batch(start: int, count: int, options: Options, *, jobs: int, progress: 
     return tally
 
 
-def hunt_bugs(names: list[str], start: int, options: Options, *, as_json: bool) -> bool:
+def hunt_bugs(names: list[str], start: int, options: Options, *, as_json: bool, markdown: bool) -> bool:
     """Hunt each planted bug. True: all were caught, by a checker that should."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         began = time.process_time()
         report = hunt(name, range(start, start + HUNT_SEEDS), options)
@@ -139,13 +146,27 @@ def hunt_bugs(names: list[str], start: int, options: Options, *, as_json: bool) 
         rows.append(
             {"bug": name, "rule": rule, "expected": expected, "seed": report.seed if report else None, "cpu_s": cpu_s}
         )
-        if not as_json:
+        if not as_json and not markdown:
             seen = f"caught by {rule} at seed {report.seed}" if report else "NOT CAUGHT"
             mark = "ok " if rule in expected else "BAD"
             click.echo(f"{mark} {name:<24} {seen:<32} {cpu_s:6.1f} s  (expected: {', '.join(expected)})")
     if as_json:
         click.echo(json.dumps(rows))
+    elif markdown:
+        click.echo("\n".join(table(rows, start)))
     return all(row["rule"] in bugs.BUGS[str(row["bug"])].rules for row in rows)
+
+
+def table(rows: list[dict[str, Any]], start: int) -> list[str]:
+    """The hunt as a table for docs/reference/planted-bugs.md."""
+    lines = ["| bug | trap | what it breaks | caught by | seeds |", "|---|---|---|---|---|"]
+    for row in rows:
+        planted = bugs.BUGS[row["bug"]]
+        traps = "; ".join(bugs.TRAPS[number] for number in planted.trap)
+        story = " ".join(planted.story.split()).replace("|", "\\|")
+        seeds = "not caught" if row["seed"] is None else row["seed"] - start + 1
+        lines.append(f"| `{row['bug']}` | {traps} | {story} | {row['rule']} | {seeds} |")
+    return lines
 
 
 # fmt: off
@@ -155,16 +176,18 @@ def hunt_bugs(names: list[str], start: int, options: Options, *, as_json: bool) 
 @click.option("--start", type=int, help="The first seed of many. Drawn if not given.")
 @click.option("--seconds", type=click.FloatRange(1), default=120.0, help="Simulated seconds under faults, for each run.")
 @click.option("--nodes", type=click.IntRange(0, 15), default=0, help="How many nodes; 0: drawn, usually five.")
-@click.option("--profile", type=click.Choice(list(faults.PROFILES)), help="The kind of run. Drawn if not given.")
+@click.option("--profile", type=click.Choice(list(swarm.PROFILES)), help="The kind of run. Drawn if not given.")
 @click.option("--bug", type=click.Choice(sorted(bugs.BUGS)), help="Run with this planted bug.")
 @click.option("--bugs", "all_bugs", is_flag=True, help="Hunt every planted bug: each must be caught.")
-@click.option("--shrink", "shorten", is_flag=True, help="With --seed: find a smaller set of faults that still fails.")
+@click.option("--markdown", is_flag=True, help="With --bugs: print a table.")
+@click.option("--shrink", "shorten", is_flag=True, help="With --seed: find a shorter run that still fails.")
 @click.option("-j", "--jobs", type=click.IntRange(1), default=1, help="Processes.")
 @click.option("--trace", is_flag=True, help="With --seed: print every event.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output, and nothing else there.")
 @click.option("--progress/--no-progress", default=True, help="Show how it goes (only on a terminal).")
 def main(*, seed: int | None, count: int, start: int | None, seconds: float, nodes: int, profile: str | None,
-         bug: str | None, all_bugs: bool, shorten: bool, jobs: int, trace: bool, as_json: bool, progress: bool) -> None:
+         bug: str | None, all_bugs: bool, markdown: bool, shorten: bool, jobs: int, trace: bool, as_json: bool,
+         progress: bool) -> None:
     # fmt: on
     """Run whole clusters under faults in virtual time, and check every promise.
 
@@ -180,7 +203,7 @@ def main(*, seed: int | None, count: int, start: int | None, seconds: float, nod
         begin = start if start is not None else 0
         if seconds == Options().seconds:
             options = Options(30.0, nodes, profile or "")
-        sys.exit(0 if hunt_bugs(sorted(bugs.BUGS), begin, options, as_json=as_json) else 1)
+        sys.exit(0 if hunt_bugs(sorted(bugs.BUGS), begin, options, as_json=as_json, markdown=markdown) else 1)
     if seed is None and count == 1 and start is None:
         seed = secrets.randbelow(1 << 31)
     if seed is not None and count == 1:
@@ -213,9 +236,11 @@ def run_one(seed: int, options: Options, *, shorten: bool, as_json: bool) -> int
     else:
         show_run(report, options, plan_shown=True)
     if shorten and report.violations:
-        smaller = shrink(plan, bug=options.bug, note=lambda text: click.echo(text, err=True))
+        smaller = shrink(plan, bug=options.bug, note=lambda text: click.echo(text, err=True)).plan
         click.echo("shortened to:")
-        show_run(run(smaller, bug=options.bug), options, plan_shown=False)
+        show_run(run(smaller, bug=options.bug, keep_trace=options.keep_trace), options, plan_shown=False)
+        click.echo("for tests/sim/regressions.py:")
+        click.echo(f"    {literal(smaller)}")
     return 1 if report.violations else 0
 
 

@@ -6,9 +6,13 @@
     LWW    last writer wins       the one that remains is no older than any acknowledged one
     C3     sessions               a process reads its own writes; going back in time is counted
     FRESH  quorums overlap        with R+W>N and no fallbacks a get sees every put acknowledged before it
-    C5     convergence            healed and read once, all owners hold the same canonical bytes
+    C4     causality              see ``causal``
+    C5     convergence            some time after healing, all owners hold the same canonical bytes, nobody else holds
+                                  anything, no hint is left, and each owner alone has all that was acknowledged
+    C6     no resurrection        nothing that a delete covered lives anywhere, hints included
     SCAN   scan                   after healing, a walk through the pages shows each live key once
-    C8     availability           while nothing disturbs the cluster, nothing fails
+    C8     availability           while nothing disturbs the cluster, nothing fails; and no write fails whose coordinator reached
+                                  W-1 other nodes all the while (P3)
     P7     honest failures        "rejected" means certainly not applied
     TTL    expiry                 a value is shown until it expires, and never after
 
@@ -26,8 +30,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cartwheel.core.errors import Code
-from cartwheel.core.types import Dot
-from cartwheel.sim.history import KeyHistory, Mint, Status, Try, Violation, dot_text
+from cartwheel.core.types import Dot, NodeId
+from cartwheel.sim.history import KeyHistory, Leftover, Mint, Status, Try, Violation, dot_text
+from cartwheel.sim.reach import Reach
 
 
 class Pasts:
@@ -36,9 +41,13 @@ class Pasts:
     def __init__(self, mints: dict[Dot, Mint]) -> None:
         self.index: dict[Dot, int] = {}
         self._with_past: dict[Dot, int] = {}
-        for number, (dot, mint) in enumerate(mints.items()):
-            self.index[dot] = number
-            self._with_past[dot] = self.covered(mint.replaced) | 1 << number
+        for dot, mint in mints.items():
+            self.add(dot, mint.replaced)
+
+    def add(self, dot: Dot, replaced: Iterable[Dot]) -> None:
+        """One more dot, minted after all that are here; what it supersedes is among them, or unknown."""
+        number = self.index[dot] = len(self.index)
+        self._with_past[dot] = self.covered(replaced) | 1 << number
 
     def bits(self, dots: Iterable[Dot]) -> int:
         """The dots themselves. Unknown ones count for nothing: they are reported as such."""
@@ -106,10 +115,11 @@ def check_supersession(history: KeyHistory, *, shown_stays: bool = True) -> list
             found += _check_seen(history, pasts, read.dots, where, read.completed_at)
             shown.update(read.dots)
     acked = pasts.bits(dot for write in history.writes.values() for dot in write.acked)
+    dead = pasts.covered(history.reaped)
     for dots in sorted({final.dots for final in history.finals.values()}):
         nodes = ", ".join(sorted(node for node, final in history.finals.items() if final.dots == dots))
         found += _check_seen(history, pasts, dots, f"the final record of {nodes}", 0.0)
-        covered = pasts.covered(dots)
+        covered = pasts.covered(dots) | dead
         lost = acked & ~covered
         if lost:
             told = _told(history, pasts.names(lost))
@@ -134,12 +144,12 @@ def check_last_writer_wins(history: KeyHistory) -> list[Violation]:
             continue
         if len(final.dots) > 1:
             found.append(Violation("LWW", history.key, f"{node} holds siblings: {_told(history, final.dots)}"))
-        covered = pasts.covered(final.dots)
+        covered = pasts.covered((*final.dots, *history.reaped))
         risen = pasts.bits(final.dots) & pasts.superseded(sorted(acked))
         if risen:
             text = f"{node} holds {_told(history, final.dots)}, which an acknowledged write had superseded"
             found.append(Violation("LWW", history.key, text))
-        newest = max(((counter, actor) for actor, counter in final.dots), default=(-1, ""))
+        newest = max(((counter, actor) for actor, counter in (*final.dots, *history.reaped)), default=(-1, ""))
         lost = [d for d in pasts.names(pasts.bits(acked) & ~covered) if (d[1], d[0]) > newest]
         if lost:
             text = f"{node} holds {_told(history, final.dots)} but newer ones were acknowledged: {_told(history, lost)}"
@@ -179,7 +189,7 @@ def check_fresh(history: KeyHistory) -> list[Violation]:
             position += 1
         if read.status is not Status.OK:
             continue
-        missing = must & ~pasts.covered(read.dots)
+        missing = must & ~pasts.covered((*read.dots, *history.reaped))
         if missing:
             told = _told(history, pasts.names(missing)[:5])
             text = (
@@ -204,7 +214,7 @@ def check_sessions(history: KeyHistory, *, strict: bool = True) -> tuple[list[Vi
             while position < len(mine) and mine[position][0] < read.invoked_at:
                 own |= pasts.bits([mine[position][1]])
                 position += 1
-            covered = pasts.covered(read.dots)
+            covered = pasts.covered((*read.dots, *history.reaped))
             counts["session.reads"] += 1
             counts["session.back_in_time"] += bool(seen & ~covered)
             if own & ~covered:
@@ -226,6 +236,38 @@ def check_convergence(history: KeyHistory) -> list[Violation]:
     if len({final.sealed for final in history.finals.values()}) > 1:
         held = "; ".join(f"{n}: {_told(history, f.dots) or 'nothing'}" for n, f in sorted(history.finals.items()))
         found.append(Violation("C5", history.key, f"owners differ after healing: {held}"))
+    return found
+
+
+def check_leftovers(leftovers: Iterable[Leftover]) -> list[Violation]:
+    """C5: when all hints are delivered, nothing lies on a node that does not own it."""
+    found: list[Violation] = []
+    for left in leftovers:
+        what = f"still keeps a hint for {left.intended}" if left.intended else "holds a record that it does not own"
+        found.append(Violation("C5", left.key, f"{left.node} {what}"))
+    return found
+
+
+def check_resurrection(
+    history: KeyHistory, leftovers: Iterable[Leftover], *, shown_stays: bool = True
+) -> list[Violation]:
+    """C6: what a tombstone superseded lives nowhere: not on any owner, not on any other node, not in a hint. It counts if it was
+    acknowledged, reaped, or (``shown_stays``, as in C2) shown: another may have vanished with the node that minted it."""
+    pasts = Pasts(history.mints)
+    tombstones = [dot for dot, mint in history.mints.items() if mint.tombstone]
+    done = {dot for write in history.writes.values() for dot in write.acked} | set(history.reaped)
+    if shown_stays:
+        done.update(dot for read in history.reads if read.status is Status.OK for dot in read.dots)
+    dead = pasts.superseded(dot for dot in tombstones if dot in done)
+    found: list[Violation] = []
+    places = [(f"{node}", final.live_dots) for node, final in sorted(history.finals.items())]
+    for left in leftovers:
+        place = f"a hint at {left.node} for {left.intended}" if left.intended else f"{left.node}, no owner,"
+        places.append((place, left.live))
+    for place, dots in places:
+        risen = pasts.names(pasts.bits(dots) & dead)
+        if risen:
+            found.append(Violation("C6", history.key, f"{place} holds what was deleted: {_told(history, risen)}"))
     return found
 
 
@@ -254,6 +296,34 @@ def check_available(tries: Iterable[Try], disturbed: Sequence[tuple[float, float
         text = f"a request via {attempt.node} from {attempt.invoked_at:.3f} failed in quiet times: {why}"
         found.append(Violation("C8", "", text, attempt.completed_at))
     return found
+
+
+VERDICT_S = 4.5
+"""A node that relapsed often is trusted again after eight good probes, half a second apart (``core.failure``): so long before the
+request nothing must have been wrong, either."""
+
+
+def check_served(tries: Iterable[Try], reach: Reach, nodes: Sequence[NodeId], w: int) -> list[Violation]:
+    """C8, P3: a write whose coordinator reached W-1 other nodes all the while is not refused for want of a quorum, and not left
+    without an answer, unless the reason given is another (busy, a full disk, a clock that is off)."""
+    found: list[Violation] = []
+    for attempt in tries:
+        if not attempt.write or attempt.status is Status.OK or attempt.code not in {Code.NOQUORUM, None}:
+            continue
+        if any(word in attempt.text for word in EXCUSES):
+            continue
+        start, end = attempt.invoked_at - VERDICT_S, attempt.completed_at
+        others = [other for other in nodes if other != attempt.node and reach.reached(attempt.node, other, start, end)]
+        if len(others) >= max(w - 1, 1):
+            why = f"{attempt.code} {attempt.text}" if attempt.code else "no answer"
+            where = f"a write via {attempt.node} from {attempt.invoked_at:.3f}"
+            text = f"{where} failed, though it reached {', '.join(others)}: {why}"
+            found.append(Violation("C8", "", text, end))
+    return found
+
+
+EXCUSES = ("clock", "disk")
+"""Words in the text of a refusal that name another reason than missing nodes."""
 
 
 def check_rejected(history: KeyHistory) -> list[Violation]:

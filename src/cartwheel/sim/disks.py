@@ -5,7 +5,7 @@
 
 Batches are atomic and ordered, as the engines promise (``core.storage.Engine``): a power cut keeps some prefix of the batches
 that were not synced yet. The disk keeps, for each such batch, what its keys held before, and undoes the batches that are lost.
-Beyond the contract: a sync that fails, bits that flip.
+Beyond the contract: a sync that fails, bits that flip, commits that take seconds, space that runs out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class SimDisk(MemoryEngine):
         super().__init__()
         self._unsynced: list[dict[tuple[Space, bytes], bytes | None]] = []  # batch -> what it overwrote, oldest first
         self.fail_next_sync = False
-        self.slow = 1.0  # factor on the latency of commits
+        self.slow_s = 0.0  # what a commit takes besides its usual time
+        self.used = 0.5  # how full it says it is
 
     def apply(self, spaces: Sequence[Writes], *, sync: bool) -> None:
         if sync and self.fail_next_sync:
@@ -67,18 +68,18 @@ class SimDisk(MemoryEngine):
             super().apply(undo, sync=True)
         return len(lost)
 
-    def flip(self, dice: random.Random) -> bytes | None:
-        """Flip one bit of one record at rest. Returns its key; None if there is none."""
-        rows = self.scan(Space.RECORDS, limit=1 << 30)
+    def flip(self, dice: random.Random) -> Space | None:
+        """Flip one bit of one record, or hint, at rest. Returns where; None if there is none."""
+        rows = [(space, *row) for space in (Space.RECORDS, Space.HINTS) for row in self.scan(space, limit=1 << 30)]
         if not rows:
             return None
-        key, value = dice.choice(rows)
+        space, key, value = dice.choice(rows)
         damaged = bytearray(value)
         damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
         spaces: list[Writes] = [{} for _ in Space]
-        spaces[Space.RECORDS][key] = bytes(damaged)
+        spaces[space][key] = bytes(damaged)
         super().apply(spaces, sync=True)
-        return key
+        return space
 
     def close(self) -> None:
         """The process lets go of the disk; the data stays."""

@@ -39,6 +39,8 @@ class Try:
     code: Code | None = None
     """None: no answer came (the node crashed, or the client gave up waiting)."""
     text: str = ""
+    write: bool = False
+    """Whether it was a put or a delete."""
 
 
 @dataclass(slots=True)
@@ -109,6 +111,22 @@ class Final:
     """Whether the bytes are those that the one encoder makes of the record."""
     live: bool = False
     """Whether it shows any value."""
+    live_dots: tuple[Dot, ...] = ()
+    """Its versions with a value."""
+    elements: int = 0
+    """The set workload: the union of the elements of its versions, as a bitset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What lies after a run where nothing should lie: a record on a node that does not own its key, or a hint."""
+
+    node: NodeId
+    intended: NodeId
+    """For whom it is kept; "": it lies among the node's own records."""
+    key: str
+    live: tuple[Dot, ...] = ()
+    """Its versions with a value."""
 
 
 @dataclass(slots=True)
@@ -120,6 +138,9 @@ class KeyHistory:
     reads: list[Read] = field(default_factory=list)
     mints: dict[Dot, Mint] = field(default_factory=dict)
     finals: dict[NodeId, Final] = field(default_factory=dict)
+    reaped: dict[Dot, float] = field(default_factory=dict)
+    """Tombstones (and expired versions) that some node has dropped for good, and when: they and all that they superseded are
+    dead, and need not be shown by anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +164,12 @@ def value_bytes(write_id: int, elements: int = 0) -> bytes:
 
 
 def parse_value(value: bytes) -> tuple[int, int]:
-    """The (write id, elements) of a value."""
+    """The (write id, elements) of a value; zeros of one that no client wrote (bit rot that a planted bug lets pass)."""
     head, _, tail = value.partition(b":")
-    return int(head), int(tail, 16)
+    try:
+        return int(head), int(tail, 16)
+    except ValueError:
+        return 0, 0
 
 
 def request_id_bytes(write_id: int) -> bytes:
@@ -157,7 +181,7 @@ def write_of(value: bytes | None, request_id: bytes) -> int | None:
     """Which write made a version with this value and request id; None: no client's."""
     try:
         if value is not None:
-            return parse_value(value)[0]
+            return parse_value(value)[0] or None
         return int(request_id[1:]) if request_id[:1] == b"w" else None
     except ValueError:
         return None

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from cartwheel.core import versions
 from cartwheel.core.config import Config
 from cartwheel.core.errors import CorruptData, StorageFailed
+from cartwheel.core.hintstore import hint_key
 from cartwheel.core.messages import (
     Batch,
+    DiskSpace,
     Effect,
     Event,
     Halt,
@@ -72,8 +75,8 @@ class Surroundings(Protocol):
     def replied(self, host: Host, call: Call, result: Result) -> None:
         """A node answers a client."""
 
-    def staged(self, host: Host, record_key: bytes, sealed: bytes) -> None:
-        """A node stages a record."""
+    def staged(self, host: Host, space: Space, key: bytes, sealed: bytes | None) -> None:
+        """A node stages a record, or a hint; None: it drops it."""
 
     def crashed(self, host: Host, kind: Kind, why: str) -> None:
         """A node is gone."""
@@ -83,7 +86,7 @@ class Surroundings(Protocol):
 
 
 class WatchedStore(Store):
-    """A store whose records the world sees as they are staged."""
+    """A store whose records and hints the world sees as they are staged."""
 
     __slots__ = ("host",)
 
@@ -92,25 +95,32 @@ class WatchedStore(Store):
         self.host = host
 
     def stage(self, space: Space, key: bytes, value: bytes | None, durability: Durability) -> None:
-        if space == Space.RECORDS and value is not None:
-            self.host.world.staged(self.host, key, value)
+        if space != Space.META:
+            self.host.world.staged(self.host, space, key, value)
+            self.host.keeps_hints |= space == Space.HINTS
         super().stage(space, key, value, durability)
 
 
 class Host:
     """A machine: clock and disk outlive the process (``life`` counts the processes)."""
 
-    def __init__(self, name: NodeId, world: Surroundings, clock: SimClock, dice: random.Random, sync_s: float) -> None:
+    def __init__(
+        self, name: NodeId, world: Surroundings, clock: SimClock, dice: random.Random, *, sync_s: float, stutter: float
+    ) -> None:
         self.name = name
         self.world = world
         self.clock = clock
         self.dice = dice
         self.sync_s = sync_s
+        self.stutter = stutter
         self.disk = SimDisk()
         self.life = 0
         self.starting = False
         self.running = False
         self.paused_until = 0.0
+        self.peers: tuple[NodeId, ...] = ()
+        self.keeps_hints = False  # ever
+        self.waiting: list[tuple[object, tuple[object, ...]]] = []  # what came during the pause
         self.calls: dict[int, Call] = {}  # of clients that wait for an answer
         self.crash_after: tuple[int, Kind] | None = None
         self.handled = 0
@@ -120,11 +130,12 @@ class Host:
         self._frames: dict[NodeId, list[Message]] = {}
         self._turn_s = 0.0  # the node's time in this turn, between two sendings; 0: no turn is under way
         self._last_s = 0.0
+        self._space_at = 0.0  # when to report the disk's space again
 
     # --- life ---
 
-    def boot(self, config: Config, history: History) -> float:
-        """Begin a process on what the disk holds. Returns how long to wait before ``start``."""
+    def boot(self, config: Config, history: History) -> None:
+        """Begin a process on what the disk holds; ``start`` follows."""
         assert not self.running
         self.life += 1
         self.starting = True
@@ -137,7 +148,6 @@ class Host:
             stint=f"{self.dice.getrandbits(40):08x}",
             boot=self.boot_nonce,
         )
-        return self.node.wait_s(self.clock.wall(self.world.now))
 
     def start(self) -> None:
         """The process begins to serve: what it stages at its start is committed first."""
@@ -153,7 +163,7 @@ class Host:
 
     def stop(self) -> None:
         """A clean stop: commit everything, mark it, and leave."""
-        self.node.shutdown(self.clock.wall(self.world.now))
+        self.node.shutdown()
         groups = [self._flying] if self._flying is not None else []
         if groups:
             self.disk.apply(groups[0].spaces, sync=False)
@@ -171,9 +181,9 @@ class Host:
             lost = self.disk.power_cut(self.dice)
             why += f", {lost} batches lost"
         if kind is Kind.WIPE:
-            slow = self.disk.slow
+            slow_s, used = self.disk.slow_s, self.disk.used
             self.disk = SimDisk()
-            self.disk.slow = slow
+            self.disk.slow_s, self.disk.used = slow_s, used
         self._gone(kind, why)
 
     def _gone(self, kind: Kind, why: str) -> None:
@@ -206,6 +216,9 @@ class Host:
     def tick(self) -> None:
         """Time has passed."""
         self.handle(TICK)
+        if self.running and self.world.now >= self._space_at:
+            self._space_at = self.world.now + 1.0
+            self.handle(DiskSpace(self.disk.used))
 
     def peer_up(self, node: NodeId) -> None:
         """The transport has a connection."""
@@ -269,8 +282,8 @@ class Host:
 
     def _maybe_commit(self) -> bool:
         """Commit the open group, if there is a reason to and none is under way: what needs no sync at once, else on the commit
-        thread. False: the node crashed."""
-        if self._flying is not None or not (self._held or self.store.staged):
+        thread. What nobody waits for stays in the buffer for a while. False: the node crashed."""
+        if self._flying is not None or not (self._held or self.store.due(self._last_s)):
             return True
         wanted = max((effect.hold for effect in self._held if not isinstance(effect, Halt)), default=Durability.MEMORY)
         group = self.store.take()
@@ -279,9 +292,10 @@ class Host:
         self._flying = group
         if not sync:
             return self._write(group, sync, held)
-        delay_s = self.dice.expovariate(1.0 / self.sync_s) * self.disk.slow
-        if self.dice.random() < 0.01:
+        delay_s = self.dice.expovariate(1.0 / self.sync_s)
+        if self.dice.random() < self.stutter:
             delay_s *= 10
+        delay_s += self.disk.slow_s * self.dice.uniform(0.5, 1.5)
         self.world.later(min(delay_s, COMMIT_S_MAX), self._commit, self.life, group, held)
         return True
 
@@ -306,17 +320,44 @@ class Host:
 
     # --- for judges ---
 
-    def record(self, record_key: bytes, durability: Durability) -> Record:
-        """What this machine's disk has of a key: as good as synced, or as written, or with what is only staged."""
+    @property
+    def hints_kept(self) -> int:
+        """How many records this machine keeps for others."""
+        return len(self.disk.scan(Space.HINTS, limit=1 << 30))
+
+    def record(self, at: bytes, durability: Durability) -> Record:
+        """What this machine has of a key, hints for others included: as good as synced, as written, or as staged."""
         if durability is Durability.SYNC:
-            sealed = self.disk.synced(Space.RECORDS, record_key)
-        elif durability is Durability.OS or not self.running:
-            sealed = self.disk.get(Space.RECORDS, record_key)
-        else:
-            sealed = self.store.get(Space.RECORDS, record_key)
-        if sealed is None:
-            return versions.EMPTY
-        try:
-            return versions.decode(unseal(record_key, sealed))
-        except CorruptData:
-            return versions.EMPTY
+            return self._gathered(at, self.disk.synced)
+        if durability is Durability.OS or not self.running:
+            return self._gathered(at, self.disk.get)
+        return self._gathered(at, self.store.get)
+
+    def holding(self, at: bytes) -> Record:
+        """What the node knows of a key, staged or not, hints for others included."""
+        return self._gathered(at, self.store.get)
+
+    def _gathered(self, at: bytes, get: Callable[[Space, bytes], bytes | None]) -> Record:
+        found = opened(at, get(Space.RECORDS, at))
+        if self.keeps_hints:
+            for node in self.peers:
+                sealed = get(Space.HINTS, hint_key(node, at))
+                if sealed is not None:
+                    found = versions.merge(found, opened(at, sealed))
+        return found
+
+
+def hint_target(key: bytes) -> tuple[NodeId, bytes]:
+    """The (intended node, record key) of a hint's key, see ``core.hintstore``."""
+    end = 1 + key[0]
+    return key[1:end].decode(), key[end:]
+
+
+def opened(at: bytes, sealed: bytes | None) -> Record:
+    """A stored record; the empty one if there is none, or bits of it flipped."""
+    if sealed is None:
+        return versions.EMPTY
+    try:
+        return versions.decode(unseal(at, sealed))
+    except CorruptData:
+        return versions.EMPTY

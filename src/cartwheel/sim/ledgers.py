@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cartwheel.core.types import Actor, Dot, NodeId, node_of
-from cartwheel.core.versions import Record, Version
+from cartwheel.core.versions import Record, Version, accounts_for
 from cartwheel.sim.history import Violation, dot_text
 
 
@@ -80,7 +80,7 @@ def check_durable(key: str, acked: list[Dot], needed: int, holders: dict[NodeId,
         return [Violation("C9", key, "the acknowledged context covers no version of the write", at)]
     found = []
     for dot in acked:
-        nodes = [node for node, record in sorted(holders.items()) if dot[1] <= record.clock.get(dot[0], -1)]
+        nodes = [node for node, record in sorted(holders.items()) if accounts_for(record, (dot,))]
         if len(nodes) < needed:
             where = ", ".join(nodes) or "no node"
             text = f"{dot_text(dot)} is acknowledged, but safe on {where} only: {needed} are needed"

@@ -116,6 +116,8 @@ class SimNetwork:
         return delay_s
 
 
+MESSAGE_LIFETIME_S = 15.0
+"""No message is handled later than so after it was sent: the transport (``runtime.transport``) drops it."""
 REPEAT_S_MAX = 6.0
 """How much later than the first a second copy arrives at most: after a restart in between, but before the judgement."""
 CLOG_S = 5.0

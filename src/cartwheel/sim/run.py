@@ -1,8 +1,9 @@
-"""One run from plan to verdict, batches of runs, and the shortening of a failing plan.
+"""One run from plan to verdict, and batches of runs.
 
-A run has three phases. **Safety**: clients work while faults strike. **Healing**: faults end, every node runs; after
-``SETTLE_S`` every key is read once (read repair), and again for the client's last view. **Judgement**: the checkers go over the
-histories.
+A run has three phases. **Safety**: clients work while faults strike. **Healing**: faults end, every node runs, the last frames
+of the safety phase come once more, and then nobody does anything for as long as the cluster may take to converge
+(``converge_s``). **Judgement**: what owners hold is noted, every key is read once, a scan walks through all of them, and
+the checkers go over it all.
 """
 
 from __future__ import annotations
@@ -11,24 +12,26 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from cartwheel.core.types import NodeId
-from cartwheel.sim import bugs, checkers, faults
-from cartwheel.sim.faults import Fault, Plan
-from cartwheel.sim.history import Status, Violation, describe
+from cartwheel.core.failure import HEALTH_S
+from cartwheel.sim import bugs, causal, checkers, swarm
+from cartwheel.sim.faults import Plan
+from cartwheel.sim.history import KeyHistory, Leftover, Status, Violation, describe
 from cartwheel.sim.workloads import Workload
 from cartwheel.sim.world import World
 
 SETTLE_S = 12.0
-"""From the end of the faults to the first reading of everything: the links are up, old requests are over, and the last late frame
-(``CLOG_S + REPEAT_S_MAX``) has arrived by then."""
+"""From the end of the faults to the moment from which convergence is timed: the links are up, old requests are over, and the last
+late frame (``CLOG_S + REPEAT_S_MAX``) has arrived by then."""
+REPLAY_S = 4.0
+"""When, within that, the last frames of the safety phase come once more (which takes two seconds)."""
 SCAN_S = 3.0
-REPAIR_S = 5.0
-"""A get waits ``straggler_timeout_s`` for the slowest answer, then repairs."""
+READ_S = 5.0
+"""A get waits for the slowest answer as long as requests last, then repairs."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,8 @@ class Report:
     stories: dict[str, list[str]] = field(default_factory=dict)
     """Key -> its history for people, for the keys with violations."""
     trace: list[str] = field(default_factory=list)
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    """What the clients did, as (process, step): what ``Plan.only`` may leave out."""
 
 
 def run(plan: Plan, *, bug: str = "", keep_trace: bool = False) -> Report:
@@ -62,9 +67,7 @@ def run(plan: Plan, *, bug: str = "", keep_trace: bool = False) -> Report:
             world.violations.append(_broken(error, world.now))
     if not world.violations:
         world.violations += judge(world, workload)
-    for name, host in world.hosts.items():
-        if host.life:
-            world.marks.update({f"core.{k}": v for k, v in host.node.local.counters.items() if name})
+    world.marks.update({f"core.{name}": count for name, count in world.core_counters().items()})
     keys = sorted({v.key for v in world.violations if v.key})
     return Report(
         plan.seed,
@@ -79,27 +82,39 @@ def run(plan: Plan, *, bug: str = "", keep_trace: bool = False) -> Report:
         bug,
         {key: _story(world, key) for key in keys[:3]},
         world.trace_lines or [],
+        workload.steps,
     )
 
 
 def _story(world: World, key: str) -> list[str]:
     """What led to the first violation on this key; all of it, if that showed only in the end."""
     at = min((v.at for v in world.violations if v.key == key and v.at), default=math.inf)
-    return describe(world.histories[key], until=at)
+    return describe(world.observer.histories[key], until=at)
 
 
 def _drive(world: World, workload: Workload) -> None:
     end = world.plan.seconds
     world.run_until(end)
     workload.stop()
-    world.heal()
+    world.troubles.heal()
+    world.run_until(end + REPLAY_S)
+    world.replay()
     world.run_until(end + SETTLE_S)
-    for _ in range(2):
-        workload.read_all()
-        end_of_reading = world.now + REPAIR_S
-        world.run_until(end_of_reading)
+    world.run_until(world.now + converge_s(world))
+    world.observer.collect_finals()
+    workload.read_all()
+    world.run_until(world.now + READ_S)
     workload.scan_all()
     world.run_until(world.now + SCAN_S)
+
+
+def converge_s(world: World) -> float:
+    """How long healed nodes may take until all owners hold the same: two rounds of gossip, the delivery of all hints, two cycles
+    of anti-entropy (C5)."""
+    config = world.config(world.plan.nodes[0])
+    hints = max(host.hints_kept for host in world.hosts.values())
+    cycle_s = config.ae_settle_s + config.ae_interval_s * (len(world.plan.nodes) - 1)
+    return 2 * HEALTH_S + hints / config.background_records_per_s_min + 2 * cycle_s
 
 
 def _broken(error: AssertionError, at: float) -> Violation:
@@ -113,40 +128,60 @@ def _broken(error: AssertionError, at: float) -> Violation:
 
 def judge(world: World, workload: Workload) -> list[Violation]:
     """All checkers over all keys."""
-    plan = world.plan
-    elements = world.collect_finals()
+    plan, observer = world.plan, world.observer
     found: list[Violation] = []
-    for key, history in sorted(world.histories.items()):
-        if plan.reconcile == "lww":
-            found += checkers.check_last_writer_wins(history)
-        else:
-            found += checkers.check_supersession(history, shown_stays=not plan.victim)
-            if plan.workload == "sets":
-                violations, recovered = _judge_set(key, world, elements[key])
-                found += violations
-                world.marks["set.recovered"] += recovered
-        found += checkers.check_convergence(history)
-        found += checkers.check_rejected(history)
-        found += checkers.check_expiry(history, slack_ms=1000)
-        if plan.fresh and plan.reconcile == "siblings":
-            found += checkers.check_fresh(history)
-        violations, counts = checkers.check_sessions(history, strict=plan.fresh and plan.reconcile == "siblings")
-        found += violations
-        world.marks.update(counts)
-    found += checkers.check_scan(world.histories.values(), world.scanned, ended=world.scan_ended)
+    for key, history in sorted(observer.histories.items()):
+        found += _judge_key(world, history, [left for left in observer.leftovers if left.key == key])
+    found += checkers.check_leftovers(observer.leftovers)
+    found += checkers.check_scan(observer.histories.values(), world.scanned, ended=world.scan_ended)
     epochs = {host.node.epoch.hex()[:8]: name for name, host in world.hosts.items()}
     if len(epochs) > 1:
         found.append(Violation("C5", "", f"nodes differ over the membership after healing: {epochs}"))
-    if plan.profile == "calm":
+    if plan.calm:
         found += checkers.check_available(workload.tries, [(0.0, 3.0)])
+    if not plan.weather.loss:
+        found += checkers.check_served(workload.tries, world.reach, plan.nodes, plan.w)
     return found
 
 
-def _judge_set(key: str, world: World, finals: dict[NodeId, set[int]]) -> tuple[list[Violation], int]:
-    writes = world.histories[key].writes.values()
+def _judge_key(world: World, history: KeyHistory, leftovers: list[Leftover]) -> list[Violation]:
+    plan, shown_stays = world.plan, not world.plan.victim
+    strict = plan.fresh and plan.reconcile == "siblings"
+    found: list[Violation] = []
+    if plan.reconcile == "lww":
+        found += checkers.check_last_writer_wins(history)
+    else:
+        found += checkers.check_supersession(history, shown_stays=shown_stays)
+        found += checkers.check_resurrection(history, leftovers, shown_stays=shown_stays)
+        violations, behind = causal.check_causal(history, strict=strict)
+        found += violations
+        world.marks["session.behind"] += behind
+        if plan.workload == "sets":
+            found += _judge_set(world, history)
+        if strict:
+            found += checkers.check_fresh(history)
+    found += checkers.check_convergence(history)
+    found += checkers.check_rejected(history)
+    found += checkers.check_expiry(history, slack_ms=1000)
+    violations, counts = checkers.check_sessions(history, strict=strict)
+    found += violations
+    world.marks.update(counts)
+    return found
+
+
+def _judge_set(world: World, history: KeyHistory) -> list[Violation]:
+    writes = history.writes.values()
     attempted = {w.id for w in writes}
     acked = {w.id for w in writes if w.status is Status.OK}
-    return checkers.check_set(key, attempted, acked, finals)
+    finals = {node: set_of(final.elements) for node, final in history.finals.items()}
+    found, recovered = checkers.check_set(history.key, attempted, acked, finals)
+    world.marks["set.recovered"] += recovered
+    return found
+
+
+def set_of(bits: int) -> set[int]:
+    """The elements of a bitset."""
+    return {i for i in range(bits.bit_length()) if bits >> i & 1}
 
 
 # --- many runs ---------------------------------------------------------------------------------------------------------
@@ -166,7 +201,7 @@ class Options:
         """The plan of a seed. A planted bug that needs a special setting to show brings it along."""
         setting = bugs.BUGS[self.bug].setting if self.bug else {}
         profile = self.profile or (bugs.BUGS[self.bug].profile if self.bug else "")
-        return faults.draw(seed, seconds=self.seconds, nodes=self.nodes, profile=profile, setting=setting)
+        return swarm.draw(seed, seconds=self.seconds, nodes=self.nodes, profile=profile, setting=setting)
 
 
 def run_seed(seed: int, options: Options) -> Report:
@@ -192,36 +227,3 @@ def hunt(bug: str, seeds: range, options: Options) -> Report | None:
         if report.violations:
             return report
     return None
-
-
-# --- shortening --------------------------------------------------------------------------------------------------------
-
-
-def shrink(plan: Plan, *, bug: str = "", note: Callable[[str], None] = lambda text: None) -> Plan:
-    """A plan with few faults that still breaks the same rule (ddmin, Zeller and Hildebrandt 2002)."""
-    first = run(plan, bug=bug)
-    assert first.violations, "a run without violations has nothing to shrink"
-    rule = first.violations[0].rule
-
-    def fails(candidate: Plan) -> bool:
-        return any(v.rule == rule for v in run(candidate, bug=bug).violations)
-
-    def without(kept: tuple[Fault, ...]) -> Plan:
-        return plan.with_faults(kept)
-
-    kept, pieces = plan.faults, 2
-    if fails(without(())):
-        kept = ()
-    while len(kept) >= 2:
-        size = -(-len(kept) // pieces)
-        for start in range(0, len(kept), size):
-            rest = kept[:start] + kept[start + size :]
-            if fails(without(rest)):
-                kept, pieces = rest, max(pieces - 1, 2)
-                note(f"{len(kept)} faults still break {rule}")
-                break
-        else:
-            if pieces >= len(kept):
-                break
-            pieces = min(len(kept), pieces * 2)
-    return without(kept)

@@ -7,6 +7,7 @@ a client may do:
     crowd: some gets at nearly one moment      explain, scan, count, set a property of the bucket
     blind put (no context)     put beside everything (empty context)      delete with a context, blind delete
     values that expire         through owners and non-owners alike
+    chain: puts one right after the other through any nodes, each with the context after the last: it knows more than they do
 
 ``sets`` only grows sets: read, add an element to the union of the siblings, put with the context; deletes and blind writes
 would lose elements rightly.
@@ -41,8 +42,9 @@ from cartwheel.core.messages import (
 from cartwheel.core.types import Clock, Dot, NodeId
 from cartwheel.sim.clocks import true_wall_ms
 from cartwheel.sim.faults import fork
-from cartwheel.sim.history import Read, Status, Try, Write, parse_value, request_id_bytes, value_bytes
-from cartwheel.sim.world import BUCKET, World, covered_by
+from cartwheel.sim.history import Read, Status, Try, Write, dot_text, parse_value, request_id_bytes, value_bytes
+from cartwheel.sim.observer import BUCKET, covered_by
+from cartwheel.sim.world import World
 
 CLIENT_TIMEOUT_S = 4.0
 """Twice a node's own timeout, so that a node which lives answers in time."""
@@ -63,7 +65,7 @@ class Session:
 
 REGISTERS = {
     "get": 38, "update": 28, "put": 10, "blind": 6, "beside": 3, "delete": 8, "blind delete": 2, "expiring": 5,
-    "crowd": 3, "look": 2,
+    "crowd": 3, "look": 2, "chain": 4,
 }  # fmt: skip
 SETS = {"get": 30, "add": 65, "crowd": 3, "look": 2}
 
@@ -82,6 +84,11 @@ class Workload:
         self._next_write = 1
         self.processes = [Process(self, i, fork(plan.seed, f"process {i}")) for i in range(plan.processes)]
 
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """All that were taken: (process, number)."""
+        return [step for process in self.processes for step in process.taken]
+
     def new_id(self) -> int:
         """A write id that no other write has."""
         self._next_write += 1
@@ -94,7 +101,7 @@ class Workload:
     def read_all(self) -> None:
         """Every key is read once: stale replicas are repaired (section 5)."""
         nodes = self.world.plan.nodes
-        for i, key in enumerate(sorted(self.world.histories)):
+        for i, key in enumerate(sorted(self.world.observer.histories)):
             self.processes[0].get(key, nodes[i % len(nodes)], lambda found: None)
 
     def scan_all(self, cursor: int = 0) -> None:
@@ -113,13 +120,17 @@ class Workload:
 
 
 class Process:
-    """One client."""
+    """One client. Each of its steps has its own dice, so that leaving some out (``Plan.only``) changes nothing in the others."""
 
     def __init__(self, workload: Workload, number: int, dice: random.Random) -> None:
         self.workload = workload
         self.world = workload.world
         self.number = number
-        self.dice = dice
+        self.dice = dice  # of the step under way
+        self.taken: list[tuple[int, int]] = []
+        self._pace = dice
+        self._steps = 0
+        self._seed = dice.getrandbits(64)
         self.home = dice.choice(self.world.plan.nodes)
         self.sessions: dict[str, Session] = {}
         self._kinds, self._weights = list(workload.mix), list(workload.mix.values())
@@ -128,7 +139,7 @@ class Process:
 
     def _pause(self) -> None:
         if not self.workload.stopped:
-            self.world.later(self.dice.expovariate(1.0 / self._think_s), self._step)
+            self.world.later(self._pace.expovariate(1.0 / self._think_s), self._step)
 
     def _node(self) -> NodeId:
         """Where to send: mostly home, so that a client sees its own writes' coordinator; now and then it moves."""
@@ -141,6 +152,14 @@ class Process:
     def _step(self) -> None:
         if self.workload.stopped:
             return
+        step = self.number, self._steps
+        self._steps += 1
+        only = self.world.plan.only
+        if only is not None and step not in only:
+            self._pause()
+            return
+        self.taken.append(step)
+        self.dice = random.Random(self._seed + step[1])
         key = self.dice.choice(self.workload.keys)
         kind = self.dice.choices(self._kinds, self._weights)[0]
         if kind == "get":
@@ -204,7 +223,7 @@ class Process:
                 read.code, attempt.code, attempt.text = result.code, result.code, result.text
             if isinstance(result, Found):
                 self._note_found(read, result)
-            world.key_history(key).reads.append(read)
+            world.observer.key_history(key).reads.append(read)
             self.workload.outcomes[f"get {read.status}"] += 1
             then(read.status is Status.OK)
 
@@ -221,18 +240,20 @@ class Process:
             elements |= bits
         if len(shown) > 1:
             self.world.marks["siblings"] += 1
-        self.sessions[read.key] = Session(record.clock, (), read.dots, found.coordinator, elements)
+        self.sessions[read.key] = Session(record.clock, record.cloud, read.dots, found.coordinator, elements)
 
     # --- writes ---
 
-    def _write(self, key: str, kind: str) -> None:
+    def _write(self, key: str, kind: str, *, links: int = 0) -> None:
         dice, world = self.dice, self.world
         session = self.sessions.get(key, Session())
         number = self.workload.new_id()
         elements = session.elements | 1 << number if self.workload.mix is SETS else 0
         delete = kind in {"delete", "blind delete"}
         blind = kind in {"blind", "blind delete"}
-        beside = kind in {"beside", "expiring"} and dice.random() < 0.5
+        beside = kind in {"beside", "expiring", "chain"} and dice.random() < 0.5
+        if kind == "chain":
+            links = dice.randint(1, 3)
         write = Write(
             number,
             self.number,
@@ -249,41 +270,46 @@ class Process:
             write.context = {}
         else:
             write.context, dots, write.read = session.clock, session.dots, session.read
-        world.key_history(key).writes[number] = write
+        world.observer.key_history(key).writes[number] = write
         put = PutRequest(
             BUCKET, key.encode(), write.value, write.context, dots=dots,
-            expires_at_ms=write.expires_at_ms, request_id=write.request_id, coordinator=session.coordinator,
+            expires_at_ms=write.expires_at_ms, request_id=write.request_id,
+            coordinator="" if kind == "link" else session.coordinator,
         )  # fmt: skip
-        Writing(self, write, put).start()
+        Writing(self, write, put, links).start(dice.choice(world.plan.nodes) if kind == "link" else self._node())
 
-    def wrote(self, write: Write, stored: Stored | None, elements: int) -> None:
-        """A write has ended for its client."""
+    def wrote(self, write: Write, stored: Stored | None, elements: int, links: int) -> None:
+        """A write has ended for its client, which makes more at once if it is in a chain of them."""
         if stored is not None:
             # The context after a put: this write and what it had read, no sibling that the client never saw, nor what another
             # try of this write has left elsewhere.
             read = (write.read or ()) + tuple(dot for dot in write.dots if covered_by(stored, dot))
             known = self.sessions.get(write.key)
-            usable = not (stored.dots and self.world.plan.victim)  # faults, premise 3
-            if usable and (known is None or self.dice.random() < 0.8):
+            if known is None or links or self.dice.random() < 0.8:
                 session = Session(stored.clock, stored.dots, read, stored.coordinator, elements)
                 self.sessions[write.key] = session
-        self._pause()
+        if links and stored is not None and not self.workload.stopped:
+            self._write(write.key, "link", links=links - 1)
+        else:
+            self._pause()
 
 
 class Writing:
     """A write with its tries."""
 
-    def __init__(self, process: Process, write: Write, put: PutRequest) -> None:
+    def __init__(self, process: Process, write: Write, put: PutRequest, links: int) -> None:
         self.process = process
+        self.dice = process.dice
         self.write = write
         self.put = put
+        self.links = links
         self.open = 0
         self.ended = False
 
-    def start(self) -> None:
+    def start(self, node: NodeId) -> None:
         """Send it; perhaps twice at once, perhaps again much later."""
-        process, dice = self.process, self.process.dice
-        self._try(process._node())
+        process, dice = self.process, self.dice
+        self._try(node)
         if self.write.request_id:
             if dice.random() < 0.03:
                 process.world.later(dice.uniform(0.0, 0.05), self._again)
@@ -293,11 +319,11 @@ class Writing:
     def _again(self) -> None:
         if not self.process.workload.stopped:
             self.process.world.marks["client.sent_again"] += 1
-            self._try(self.process.dice.choice(self.process.world.plan.nodes))
+            self._try(self.dice.choice(self.process.world.plan.nodes))
 
     def _try(self, node: NodeId) -> None:
         world = self.process.world
-        attempt = Try(node, world.now)
+        attempt = Try(node, world.now, write=True)
         self.write.tries.append(attempt)
         self.process.workload.tries.append(attempt)
         self.open += 1
@@ -323,10 +349,10 @@ class Writing:
             if write.status is not Status.OK and not self.open:
                 write.completed_at = process.world.now
             retry = write.request_id and not self.ended and len(write.tries) < TRIES_MAX
-            if retry and not self.open and process.dice.random() < 0.8:
+            if retry and not self.open and self.dice.random() < 0.8:
                 process.world.marks["client.retried"] += 1
-                node = attempt.node if process.dice.random() < 0.4 else process.dice.choice(process.world.plan.nodes)
-                process.world.later(process.dice.uniform(0.01, 1.0), self._try, node)
+                node = attempt.node if self.dice.random() < 0.4 else self.dice.choice(process.world.plan.nodes)
+                process.world.later(self.dice.uniform(0.01, 1.0), self._try, node)
             elif not self.open:
                 self._end(None)
         if write.status is not Status.OK:
@@ -334,13 +360,19 @@ class Writing:
             write.status = Status.REJECTED if rejected else Status.UNKNOWN
 
     def _check_context(self, stored: Stored) -> None:
-        if not any(covered_by(stored, dot) for dot in self.write.dots):
-            self.process.world.violate(
-                "C3", self.write.key, f"the context after put #{self.write.id} does not cover it"
-            )
+        """Monotonic writes, and writes follow reads: whoever passes the context on supersedes this write and all that it read.
+        A dot beside the clock stands for its past, too: who honours it has the write, and so what that superseded."""
+        write, world = self.write, self.process.world
+        if not any(covered_by(stored, dot) for dot in write.dots):
+            world.violate("C3", write.key, f"the context after put #{write.id} does not cover it")
+        missing = [dot_text(dot) for dot in write.read or () if not covered_by(stored, dot)]
+        beside = any(dot in stored.dots for dot in write.dots)
+        if missing and not beside and world.plan.reconcile == "siblings":  # else readings decide, not contexts
+            text = f"the context after put #{write.id} does not cover what it had read: {' '.join(missing)}"
+            world.violate("C3", write.key, text)
 
     def _end(self, stored: Stored | None) -> None:
         if not self.ended:
             self.ended = True
             elements = parse_value(self.write.value)[1] if self.write.value is not None else 0
-            self.process.wrote(self.write, stored, elements)
+            self.process.wrote(self.write, stored, elements, self.links)

@@ -1,0 +1,212 @@
+"""Draw a plan from its seed: each seed has its own mix of faults.
+
+Swarm testing (Groce et al., ISSTA 2012): runs from which some kinds of fault are absent find more than runs in which all strike
+at once, for kinds mask one another (who is cut off all the time never meets a slow disk). So each seed draws which kinds are in,
+how often each strikes, and the weather, clocks, disks and clients besides; ``Plan.lines`` prints all of it.
+
+A **profile** filters what may be drawn: ``swarm`` allows everything, ``calm`` nothing (for what only shows undisturbed:
+freshness, availability), the others a part of it, for hunting and for planted bugs that need one kind of trouble.
+
+Every purpose has its own dice (``fork``), every kind of fault, too: a new one does not shift the others.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cartwheel.core.config import DurabilityName
+from cartwheel.core.messages import TICK_S
+from cartwheel.core.types import NodeId
+from cartwheel.sim.faults import Fault, Kind, Plan, fork
+from cartwheel.sim.network import Direction, Weather
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a run of this kind may have."""
+
+    weight: int
+    """How often it is drawn; 0: only when asked for."""
+    kinds: tuple[Kind, ...]
+    durabilities: tuple[DurabilityName, ...] = ("sync", "sync", "sync", "os")
+    share: float = 0.85
+    """With which probability each kind is in."""
+
+
+PROFILES = {
+    "swarm": Profile(8, tuple(Kind), ("sync", "sync", "sync", "sync", "os", "os", "memory"), share=0.5),
+    "calm": Profile(1, (), ("sync", "os", "memory")),
+    "network": Profile(0, (Kind.CUT, Kind.FLAP, Kind.CLOG, Kind.PAUSE)),
+    "crashes": Profile(0, (Kind.KILL, Kind.STOP, Kind.PAUSE, Kind.SLOW_DISK)),
+    "power": Profile(0, (Kind.POWER, Kind.KILL, Kind.STOP, Kind.SYNC_ERROR), ("sync",)),
+    "sick disks": Profile(0, (Kind.SLOW_DISK, Kind.FULL, Kind.SYNC_ERROR, Kind.FLIP, Kind.STOP), ("sync",)),
+    "wild clocks": Profile(0, (Kind.JUMP, Kind.POWER, Kind.CUT, Kind.STOP), ("sync",), share=1.0),
+    "one disk lost": Profile(0, (Kind.FLIP, Kind.WIPE, Kind.KILL, Kind.CUT, Kind.STOP), ("sync",), share=1.0),
+}
+
+NEEDS_SYNC = frozenset({Kind.POWER, Kind.SYNC_ERROR, Kind.WIPE, Kind.FLIP})
+NEEDS_OS = frozenset({Kind.KILL, Kind.STOP})
+"""Premise 2."""
+LOSES_DISK = frozenset({Kind.WIPE, Kind.FLIP})
+"""Premise 1."""
+
+
+def draw(
+    seed: int, *, seconds: float = 120.0, nodes: int = 0, profile: str = "", setting: Mapping[str, Any] | None = None
+) -> Plan:
+    """Draw a plan. ``nodes`` 0: usually five; ``profile`` "": any. ``setting`` overrides fields of the plan."""
+    dice = fork(seed, "plan")
+    names = list(PROFILES)
+    drawn_profile = dice.choices(names, [PROFILES[name].weight for name in names])[0]
+    profile = profile or drawn_profile
+    calm = profile == "calm"
+    members = tuple(f"n{i + 1}" for i in range(nodes or dice.choice((3, 4, 5, 5, 5, 5, 6, 7, 9))))
+    n, r, w = dice.choice(((3, 2, 2),) * 6 + ((3, 1, 3), (3, 3, 1), (3, 3, 2), (3, 2, 3)))
+    if profile == "one disk lost":
+        n, r, w = 3, 2, 2
+    plan = Plan(
+        seed=seed,
+        seconds=seconds,
+        nodes=members,
+        profile=profile,
+        n=n,
+        r=r,
+        w=w,
+        durability=dice.choice(PROFILES[profile].durabilities),
+        reconcile="lww" if dice.random() < 0.15 else "siblings",
+        workload="sets" if dice.random() < 0.25 else "registers",
+        keys=dice.choice((1, 3, 10, 10, 25, 50)),
+        processes=dice.choice((3, 6, 8, 12)),
+        weather=_draw_weather(fork(seed, "weather"), calm=calm),
+        sync_s=dice.choice((0.001, 0.004) if calm else (0.001, 0.004, 0.02)),
+        stutter=0.0 if calm else 0.01,
+        tick_s=dice.choice((TICK_S, TICK_S, 1.5 * TICK_S)),
+        reap_grace_s=dice.choice((1.0, 5.0, 20.0)),
+    )
+    plan = replace(plan, mix=_draw_mix(fork(seed, "mix"), plan))
+    plan = _draw_clocks(fork(seed, "clocks"), plan)
+    if LOSES_DISK & {kind for kind, _ in plan.mix}:
+        plan = replace(plan, victim=fork(seed, "victim").choice(members))
+    plan = replace(plan, **setting or {})
+    return plan.with_faults(_draw_faults(plan))
+
+
+def _draw_weather(dice: random.Random, *, calm: bool) -> Weather:
+    """Calm weather never makes a replica late, so that no fallback stands in for it."""
+    return Weather(
+        delay_s=dice.choice((0.0001, 0.0005, 0.005) if calm else (0.0001, 0.0005, 0.005, 0.03)),
+        jitter_s=dice.choice((0.0002, 0.001, 0.005) if calm else (0.0002, 0.001, 0.01, 0.03)),
+        loss=0.0 if calm else dice.choice((0.0, 0.0, 0.0, 0.005, 0.05, 0.15, 0.3)),
+        duplication=dice.choice((0.0, 0.05, 0.3, 0.5)),
+        ordered=dice.random() < 0.5,
+    )
+
+
+def _draw_mix(dice: random.Random, plan: Plan) -> tuple[tuple[Kind, float], ...]:
+    """Which kinds are in, and how many a minute of each. The premises decide what may be."""
+    profile = PROFILES[plan.profile]
+    total = dice.choice((4.0, 12.0, 30.0))
+    drawn = [(kind, dice.random() < profile.share, dice.choice((1.0, 1.0, 3.0))) for kind in profile.kinds]
+    barred: frozenset[Kind] = frozenset()
+    if plan.durability != "sync":
+        barred |= NEEDS_SYNC
+    if plan.durability == "memory":
+        barred |= NEEDS_OS
+    if plan.w < 2 or (plan.profile == "swarm" and dice.random() < 0.5):
+        barred |= LOSES_DISK
+    drawn = [row for row in drawn if row[0] not in barred]
+    chosen = [(kind, weight) for kind, is_in, weight in drawn if is_in] or [(row[0], row[2]) for row in drawn[:1]]
+    whole = sum(weight for _, weight in chosen)
+    return tuple((kind, round(total * weight / whole, 2)) for kind, weight in chosen)
+
+
+def _draw_clocks(dice: random.Random, plan: Plan) -> Plan:
+    """Clocks that are about right; where they jump, half of the runs also have some that are far off from the start."""
+    wild = plan.profile == "wild clocks" or (Kind.JUMP in dict(plan.mix) and dice.random() < 0.5)
+    spread = dice.choice((400, 2_000, 3_600_000)) if wild else dice.choice((0, 20, 150))
+    drifts = (0.0, 0.0, 1e-4, -1e-4, 1e-3) + ((0.01, -0.01) if wild else ())
+    return replace(
+        plan,
+        clock_offset_ms=tuple(dice.randint(-spread, spread) for _ in plan.nodes),
+        clock_drift=tuple(dice.choice(drifts) for _ in plan.nodes),
+    )
+
+
+def _draw_faults(plan: Plan) -> tuple[Fault, ...]:
+    """Each kind comes as a stream of its own; of two faults that would strike a node at once the later is left out: a plan of
+    overlapping ones would only be harder to read. Links may be cut at any time."""
+    found: list[Fault] = []
+    for kind, rate in plan.mix:
+        dice = fork(plan.seed, f"faults {kind}")
+        reach_ms = dice.choice((250, 600, 5_000, 3_600_000, 864_000_000))
+        at = 1.0 + dice.expovariate(rate / 60.0)
+        while at < plan.seconds - 1.0:
+            found.append(_draw_fault(dice, plan, kind, round(at, 3), reach_ms))
+            at += dice.expovariate(rate / 60.0)
+    kept: list[Fault] = []
+    busy_until = dict.fromkeys(plan.nodes, 0.0)
+    for fault in sorted(found, key=lambda fault: (fault.at, fault.kind)):
+        if all(busy_until[node] <= fault.at for node in fault.nodes):
+            for node in fault.nodes:
+                busy_until[node] = fault.at + fault.for_s + 1.0
+            kept.append(fault)
+    return tuple(kept)
+
+
+def _draw_fault(dice: random.Random, plan: Plan, kind: Kind, at: float, reach_ms: int) -> Fault:
+    node = dice.choice(plan.nodes)
+    noticed = dice.random() < 0.7
+    if kind is Kind.FLIP:
+        return Fault(at, kind, (plan.victim,))
+    if kind is Kind.WIPE:
+        return Fault(at, kind, (plan.victim,), for_s=_seconds(dice, (0.5, 5.0)))
+    if kind in {Kind.CUT, Kind.CLOG}:
+        for_s = round(min(dice.expovariate(0.2) + 0.2, 30.0), 2)
+        return Fault(at, kind, links=_draw_links(dice, plan.nodes), for_s=for_s, noticed=noticed)
+    if kind is Kind.FLAP:
+        links, period_s = _draw_links(dice, plan.nodes), dice.choice((0.3, 1.0, 4.0))
+        return Fault(at, kind, links=links, for_s=_seconds(dice, (5.0, 15.0)), amount=period_s, noticed=noticed)
+    if kind is Kind.JUMP:
+        return Fault(at, kind, (node,), amount=dice.randint(-reach_ms, reach_ms))
+    if kind is Kind.SLOW_DISK:
+        return Fault(at, kind, (node,), for_s=_seconds(dice, (1.0, 5.0, 20.0)), amount=dice.choice((0.05, 0.5, 2.0)))
+    if kind is Kind.FULL:
+        return Fault(at, kind, (node,), for_s=_seconds(dice, (3.0, 15.0)), amount=0.95)
+    if kind is Kind.PAUSE:
+        return Fault(at, kind, (node,), for_s=_seconds(dice, (0.05, 0.5, 3.0, 8.0, 20.0, 60.0)))
+    for_s = _seconds(dice, (0.05, 0.5, 3.0, 10.0))
+    if kind is Kind.POWER and dice.random() < 0.2:  # the power of a room
+        nodes = tuple(sorted(dice.sample(plan.nodes, dice.randint(2, len(plan.nodes)))))
+        return Fault(at, kind, nodes, for_s=for_s, amount=dice.randint(0, 3), noticed=noticed)
+    return Fault(at, kind, (node,), for_s=for_s, amount=dice.choice((0, 0, 1, 1, 2, 3)), noticed=noticed)
+
+
+def _seconds(dice: random.Random, sizes: tuple[float, ...]) -> float:
+    """How long: at most one of these, chosen by lot."""
+    return round(dice.choice(sizes) * dice.uniform(0.5, 1.0), 2)
+
+
+def _draw_links(dice: random.Random, nodes: tuple[NodeId, ...]) -> tuple[Direction, ...]:
+    """Some shape of a split: one direction, a pair, one node alone, deaf or dumb, two halves (one way, too), a bridge."""
+    shape = dice.choice(("direction", "pair", "isolate", "deaf", "dumb", "halves", "one way", "bridge"))
+    mixed = dice.sample(nodes, len(nodes))
+    first, second, rest = mixed[0], mixed[1], mixed[1:]
+    if shape == "direction":
+        return ((first, second),)
+    if shape == "pair":
+        return ((first, second), (second, first))
+    if shape == "isolate":
+        return tuple(d for other in rest for d in ((first, other), (other, first)))
+    if shape == "deaf":
+        return tuple((other, first) for other in rest)
+    if shape == "dumb":
+        return tuple((first, other) for other in rest)
+    pool = rest if shape == "bridge" else mixed
+    half = len(pool) // 2
+    left, right = pool[:half], pool[half:]
+    if shape == "one way":
+        return tuple((a, b) for a in left for b in right)
+    return tuple(d for a in left for b in right for d in ((a, b), (b, a)))
