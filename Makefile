@@ -20,7 +20,7 @@ SOURCES := pyproject.toml $(wildcard README.md LICENSE) \
 # pip takes its time to look for a newer self.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup dev test check coverage format sim bench lock clean
+.PHONY: help setup dev test check coverage format sim bench chaos soak lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -53,6 +53,13 @@ sim: setup ## Run the simulator: 100 seeds [SEEDS=n: so many] [SEED=n: repeat th
 
 bench: setup ## Run the standard benchmark [ARGS=...]
 	$(BIN)/python -m cartwheel.bench.standard $(ARGS)
+
+chaos: setup ## Break a cluster of real processes under load, and judge it [ARGS=...]
+	$(BIN)/cartwheel chaos $(ARGS)
+
+soak: setup ## The same for half an hour, then 200 kills in a row [MINUTES=30] [CYCLES=200] [ARGS=...]
+	$(BIN)/cartwheel chaos --minutes $(or $(MINUTES),30) $(ARGS)
+	$(BIN)/cartwheel chaos --cycles $(or $(CYCLES),200) $(ARGS)
 
 lock: .tools/uv-$(UV_VERSION) ## Resolve requirements/dev.lock anew [ARGS=--upgrade for newer versions]
 	.tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
