@@ -236,3 +236,31 @@ def test_series_has_a_window_per_interval(server, monkeypatch):
     engine.close()
     assert 8 <= len(tally.windows) <= 10
     assert sum(counts.total() for window in tally.windows for counts in window) == tally.answered
+
+
+def test_a_closed_loop_pauses_after_busy(monkeypatch):
+    """A flow that is told to come back later does not come back at once, and then goes on."""
+    monkeypatch.setattr(generator, "BUSY_PAUSE_NS", 20 * MS)
+    refusals = 3
+
+    def answer(server, command):
+        return b"-BUSY later\r\n" if len(server.commands) <= refusals else server.honest(command)
+
+    with RespServer(answer) as server:
+        engine = engine_for(server, flows=1)
+        engine.wait_connected()
+        tally = engine.run(requests(20), depth=1)
+        engine.close()
+    assert (tally.answered, tally.errors["BUSY"]) == (17, 3)
+    assert tally.elapsed_s >= refusals * 0.020
+
+
+def test_an_open_loop_gives_up_what_could_not_be_sent_in_time():
+    """One connection, a server that answers nothing at first: what waited longer than the patience is never sent, and counted."""
+    with RespServer(lambda _server, _command: SILENCE) as server:
+        engine = engine_for(server, flows=1, timeout_s=0.4)
+        engine.wait_connected()
+        tally = engine.run(requests(10_000), depth=1, duration_s=0.6, interval_s=0.001, patience_s=0.05)
+        engine.close()
+    assert tally.unsent > 400
+    assert tally.unsent + tally.errors.total() <= 600

@@ -140,8 +140,13 @@ def test_explain_ring_and_status_for_people(dev):
     assert "1024 partitions" in ring.stdout
     assert "33." in ring.stdout
     status = dev.at(3, "status")
-    assert status.returncode == 0
+    assert status.returncode == 0, status.stderr
     assert "seen by n3" in status.stdout
+    assert [line.split() for line in status.stdout.splitlines() if line.count("up") == 2] == [
+        ["n1", "-", "up", "up"],
+        ["n2", "up", "-", "up"],
+        ["n3", "up", "up", "-"],
+    ]
     for text in (explained, ring.stdout, status.stdout):
         assert all(node in text for node in ("n1", "n2", "n3"))
         assert "\x1b" not in text
@@ -206,7 +211,7 @@ def test_a_killed_node_is_missed_and_comes_back(dev):
     assert "killed" in dev.lever("status").stdout
     assert dev.lever("start", "n2").returncode == 0
     dev.wait_whole()
-    assert dev.at(1, "status").returncode == 0
+    wait_until(lambda: dev.at(1, "status").returncode == 0, "all find each other up")
     assert dev.lever("status").returncode == 0
     assert dev.said("n2 killed")
 
@@ -217,6 +222,13 @@ def test_a_paused_node_freezes_and_goes_on(dev):
     assert dev.lever("pause", "3", "--json").returncode == 0
     assert dev.status()["n3"]["state"] == "paused"
     wait_until(lambda: dev.at(1, "put", "meanwhile", "x").returncode == 0, "a put without n3")
+
+    def views():
+        return json.loads(dev.at(1, "status", "--json").stdout)["views"]
+
+    wait_until(lambda: views()["n1"]["n3"]["state"] in {"silent", "unreachable"}, "n1 misses n3")
+    assert views()["n1"]["n2"]["state"] == views()["n2"]["n1"]["state"] == "up"
+    assert "error" in views()["n3"]
     assert "n3 is paused, not running" in dev.lever("pause", "3").stderr
     assert dev.lever("resume", "3").returncode == 0
     dev.wait_whole()
@@ -440,3 +452,32 @@ def test_one_node_by_itself(tmp_path, request):
     assert "q = 64    (CARTWHEEL_Q)" in shown.stdout.splitlines()
     assert f"resp_port = {port}    (--resp-port)" in shown.stdout.splitlines()
     assert "secret = " not in shown.stdout
+
+
+# --- cartwheel hints ---
+
+
+def test_hints_are_listed_until_they_are_delivered(tmp_path, start_dev):
+    """A node is away and others keep what is written meanwhile; when it is back it gets that, and the list is empty."""
+    running = start_dev(tmp_path / "dev", nodes=4).wait_ready()
+    running.wait_whole()
+    calm = running.at(1, "hints")
+    assert (calm.returncode, calm.stdout, calm.stderr) == (0, "no hints are kept\n", "")
+    assert running.lever("kill", "4").returncode == 0
+    for number in range(20):
+        assert running.at(1, "put", f"key{number}", "v").returncode == 0
+    told = running.at(2, "hints", "--json")
+    assert told.returncode == 1, "one member does not answer"
+    holders = json.loads(told.stdout)
+    assert list(holders) == ["n1", "n2", "n3", "n4"]
+    assert "error" in holders.pop("n4")
+    kept = [each for rows in holders.values() for each in rows]
+    assert {each["intended"] for each in kept} == {"n4"}
+    assert sum(each["hints"] for each in kept) > 0
+    shown = running.at(2, "hints")
+    assert shown.returncode == 1
+    assert "n4 did not answer" in shown.stderr
+    assert "unreachable" in shown.stdout
+    assert running.lever("start", "4").returncode == 0
+    wait_until(lambda: running.at(2, "hints").stdout == "no hints are kept\n", "all hints are delivered")
+    wait_until(lambda: running.at(2, "hints").returncode == 0, "all members answer")

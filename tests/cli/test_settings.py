@@ -130,6 +130,15 @@ def test_members_have_zones_hosts_and_weights(secret_file):
     assert (settings.advertise_host, settings.peer_port) == ("::1", 7712)
 
 
+def test_peers_may_be_dialed_elsewhere(tmp_path):
+    """As text, or as a table in the file; by default each is dialed at its address."""
+    wanted = {"n2": "127.0.0.1:9001", "n3": "[::1]:9002"}
+    assert load_settings({}, {})[0].dial == {}
+    assert load_settings({"dial": "n2=127.0.0.1:9001, n3=[::1]:9002,"}, {})[0].dial == wanted
+    path = write(tmp_path, '[dial]\nn2 = "127.0.0.1:9001"\nn3 = "[::1]:9002"\n')
+    assert load_settings({}, {}, path)[0].dial == wanted
+
+
 # --- what is refused ---
 
 
@@ -147,6 +156,8 @@ def test_members_have_zones_hosts_and_weights(secret_file):
         ("allow_flush = 1", ["allow_flush=1", "true or false"]),
         ("initial_cluster = 3", ["initial_cluster", "[[initial_cluster]]"]),
         ("[[initial_cluster]]\nnode = 'n1'\n", ["address"]),
+        ("dial = 3", ["dial", "[dial]"]),
+        ("[dial]\nn2 = 9001", ["n2=9001 is not NODE=HOST:PORT"]),
         ("[[initial_cluster]]\nnode = 'n1'\naddress = '127.0.0.1:1'\nzoen = 'a'", ["zoen"]),
     ],
 )
@@ -186,6 +197,10 @@ def test_mistakes_in_the_file(tmp_path, text, words):
         ({"initial_cluster": "n1=127.0.0.1:7702/weight=0"}, ["weight", "between"]),
         ({"initial_cluster": "n1=127.0.0.1:1,n1=127.0.0.1:2"}, ["the node n1 is there twice"]),
         ({"initial_cluster": "n1=127.0.0.1:1,n2=127.0.0.1:1"}, ["the address 127.0.0.1:1 is there twice"]),
+        ({"dial": "n2=127.0.0.1"}, ["dial (from --dial)", "n2=127.0.0.1 is not NODE=HOST:PORT"]),
+        ({"dial": "n2"}, ["n2= is not NODE=HOST:PORT"]),
+        ({"dial": "=127.0.0.1:1"}, ["'' is no node's name"]),
+        ({"dial": "n2=127.0.0.1:1,n2=127.0.0.1:2"}, ["a node is there twice"]),
         ({"initial_cluster": THREE, "node": "n4"}, ["n1, n2, n3", "not this node, n4 (from --node)"]),
         ({"initial_cluster": THREE, "peer_port": "7712"}, ["peer_port=7712", "contradicts"]),
         ({"initial_cluster": THREE, "advertise_host": "::1"}, ["advertise_host=::1", "contradicts"]),

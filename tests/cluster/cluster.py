@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,17 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """``size`` nodes, numbered from 1, on ports from the system, with their data under ``folder``."""
 
-    def __init__(self, folder: Path, *, size: int = 3, engine: str = "rocksdb", **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        size: int = 3,
+        engine: str = "rocksdb",
+        program: Sequence[str] = ("-m", "cartwheel"),
+        **settings: str,
+    ) -> None:
         self.folder = folder
+        self._program = program  # what Python is to run
         self.numbers = list(range(1, size + 1))
         ports = free_ports(2 * size)
         self.resp_port = dict(zip(self.numbers, ports[:size], strict=True))
@@ -87,7 +96,7 @@ class Cluster:
             "secret-file": str(self.folder / "secret"),
             **self._settings,
         }
-        command = [sys.executable, "-m", "cartwheel", "start"]
+        command = [sys.executable, *self._program, "start"]
         for name, value in flags.items():
             command += [f"--{name}", value] if value else [f"--{name}"]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CARTWHEEL_")}
@@ -108,6 +117,14 @@ class Cluster:
     def stop(self, number: int) -> int:
         """SIGTERM; return the exit code."""
         self._processes[number].terminate()
+        return self._processes[number].wait(DEADLINE_S)
+
+    def pid(self, number: int) -> int:
+        """The process of a node."""
+        return self._processes[number].pid
+
+    def ended(self, number: int) -> int:
+        """Wait until a node ends by itself; return its exit code."""
         return self._processes[number].wait(DEADLINE_S)
 
     def send_signal(self, number: int, which: signal.Signals) -> None:

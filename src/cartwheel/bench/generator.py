@@ -1,8 +1,8 @@
 """One process's share of the load: a loop over non-blocking sockets, as fast as Python gets.
 
-Closed loop (the default): a connection with ``depth`` requests in flight sends the next one when a reply comes. It measures
-how much a cluster can carry. Its latencies flatter a stall: the requests that *would* have been sent meanwhile are not
-missed by anybody ("coordinated omission", Gil Tene).
+Closed loop (the default): a connection with ``depth`` requests in flight sends the next one when a reply comes (after BUSY, a
+little later). It measures how much a cluster can carry. Its latencies flatter a stall: the requests that *would* have been sent
+meanwhile are not missed by anybody ("coordinated omission", Gil Tene).
 
 Open loop (a rate): request ``i`` is due at ``start + i * interval``, whatever became of the others, and its latency counts from
 then, not from when a connection was free to carry it.
@@ -47,6 +47,10 @@ READ_BYTES = 256 * 1024
 TICK_NS = 100_000_000
 RETRY_NS = 200_000_000
 """How long a broken connection rests before it goes on to the next node."""
+
+BUSY = "BUSY"
+BUSY_PAUSE_NS = 50_000_000
+"""A client that is told to come back later does so after a while, about as long as a full node lets requests wait."""
 
 clock = time.perf_counter_ns
 
@@ -107,6 +111,31 @@ class Flow:
             return
         reader = hiredis.Reader(replyError=ReplyError.parse)
         self._feed, self._gets = reader.feed, reader.gets
+        if not self._engine.hello:
+            self._begin()
+            return
+        self._engine.selector.modify(self._sock, selectors.EVENT_READ, self._on_greeted)
+        try:
+            self._sock.send(self._engine.hello)  # a few bytes on a new connection: never in part
+        except OSError:
+            self.lose("cannot connect")
+
+    def _on_greeted(self, _mask: int) -> None:
+        assert self._sock is not None
+        try:
+            self._feed(self._sock.recv(READ_BYTES))
+            reply = self._gets()
+        except (OSError, hiredis.ProtocolError):
+            reply = None
+        if reply is False:
+            return  # not all of it
+        if reply is None or reply.__class__ is ReplyError:
+            self.lose("cannot connect" if reply is None else reply.code)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        assert self._sock is not None
         self._engine.selector.modify(self._sock, selectors.EVENT_READ, self._on_readable)
         self.connected = True
         self._engine.gained(self)
@@ -124,7 +153,7 @@ class Flow:
             return
         now = self.progress_at = clock()
         latencies = engine.latencies
-        answered = 0
+        answered = busy = 0
         try:
             self._feed(engine.buffer, 0, size)  # type: ignore[arg-type] # its stub knows only bytes
             gets = self._gets
@@ -134,6 +163,7 @@ class Flow:
                 answered += 1
                 if reply.__class__ is ReplyError:
                     engine.tally.errors[reply.code] += 1
+                    busy += reply.code == BUSY
                 else:
                     latencies[kind].append((now - start) // 1000)
                     if reply is None:
@@ -142,8 +172,10 @@ class Flow:
         except (hiredis.ProtocolError, IndexError):  # IndexError: a reply that nobody asked for
             self.lose("not the Redis protocol")
             return
-        if answered:
-            engine.refill(self, answered, now)
+        if busy:
+            engine.refill_later(self, busy, now)
+        if answered > busy:
+            engine.refill(self, answered - busy, now)
 
     def ask(self, requests: Sequence[Request], start: int) -> None:
         """Send these now."""
@@ -223,9 +255,16 @@ class Flow:
 class Engine:
     """The loop. ``run`` carries out one phase after another (preload, warm-up, measurement) over the same connections."""
 
-    def __init__(self, addresses: Sequence[Address], flow_nodes: Sequence[int], timeout_s: float) -> None:
-        """``flow_nodes`` names for each connection the address that it tries first."""
+    def __init__(
+        self, addresses: Sequence[Address], flow_nodes: Sequence[int], timeout_s: float, hello: bytes = b""
+    ) -> None:
+        """
+        Args:
+            flow_nodes: for each connection the address that it tries first.
+            hello: a request that each connection begins with.
+        """
         self.addresses = addresses
+        self.hello = hello
         self.timeout_ns = int(timeout_s * 1e9)
         # Opened before any connection, so that its descriptor is a small one: select() takes only those below 1024.
         self.selector = selectors.DefaultSelector()
@@ -241,8 +280,11 @@ class Engine:
         self._issuing = False
         self._depth = 1
         self._slots: deque[Flow] = deque()
+        self._pausing: deque[tuple[int, Flow, int]] = deque()
+        """Closed loop: until when, which flow, and for how many requests, after BUSY."""
         self._interval_ns: float | None = None
         self._offset_ns = 0.0
+        self._patience_ns = 0
         self._sent = 0
         self._start = self._due_at = self._tick_at = self._window_ns = self._connected_at = 0
         self._ends_at: int | None = None
@@ -256,15 +298,18 @@ class Engine:
         interval_s: float | None = None,
         offset_s: float = 0.0,
         window_s: float | None = None,
+        patience_s: float | None = None,
     ) -> Tally:
         """Send requests until the source or the time runs out, wait for the last replies, and say what was measured.
 
-        ``interval_s`` makes it an open loop whose first request is due after ``offset_s``.
+        ``interval_s`` makes it an open loop whose first request is due after ``offset_s``. What could not be sent ``patience_s``
+        after it was due is never sent: a user who has given up.
         """
         tally = self.tally = Tally()
         self._source, self._depth, self._issuing = source, depth, True
         self._interval_ns = None if interval_s is None else interval_s * 1e9
         self._offset_ns, self._sent = offset_s * 1e9, 0
+        self._patience_ns = int((patience_s or 0) * 1e9)
         self._window_ns = int((window_s or 0) * 1e9)
         self._open_window()
         collected = gc.isenabled()
@@ -274,6 +319,7 @@ class Engine:
         self._ends_at = None if duration_s is None else now + int(duration_s * 1e9)
         self._schedule_tick(now)
         self._slots.clear()
+        self._pausing.clear()
         for flow in self.flows:
             if flow.connected:
                 self.refill(flow, depth, now)
@@ -311,9 +357,11 @@ class Engine:
             now = clock()
             if open_loop and self._issuing:
                 self._dispatch(now)
+            if self._pausing:
+                self._resume(now)
             if now >= self._tick_at:
                 self._tick(now)
-            wake_at = self._tick_at
+            wake_at = min(self._tick_at, self._pausing[0][0]) if self._pausing else self._tick_at
             if not self._issuing:
                 if not any(flow.pending for flow in self.flows):
                     return
@@ -343,10 +391,27 @@ class Engine:
         if requests:
             flow.ask(requests, now)
 
+    def refill_later(self, flow: Flow, count: int, now: int) -> None:
+        """A flow was answered BUSY so many times: in the closed loop, whose clients would be back at once, it pauses."""
+        if self._interval_ns is not None:
+            self.refill(flow, count, now)
+        else:
+            self._pausing.append((now + BUSY_PAUSE_NS, flow, count))
+
+    def _resume(self, now: int) -> None:
+        while self._pausing and self._pausing[0][0] <= now:
+            _, flow, count = self._pausing.popleft()
+            self.refill(flow, count, now)
+
     def _dispatch(self, now: int) -> None:
         """Open loop: hand what is due to connections that have room, in turn."""
         slots, interval_ns = self._slots, self._interval_ns
         assert interval_ns is not None
+        if self._patience_ns and now - self._due_at > self._patience_ns:
+            given_up = int((now - self._due_at - self._patience_ns) / interval_ns) + 1
+            self.tally.unsent += given_up
+            self._sent += given_up
+            self._due_at = self._start + int(self._offset_ns + self._sent * interval_ns)
         dirty = []
         while self._due_at <= now and slots:
             if self._ends_at is not None and self._due_at >= self._ends_at:
@@ -374,6 +439,8 @@ class Engine:
         """A flow is no longer connected, and has no room."""
         if self._slots:
             self._slots = deque(other for other in self._slots if other is not flow)
+        if self._pausing:
+            self._pausing = deque(entry for entry in self._pausing if entry[1] is not flow)
 
     def _tick(self, now: int) -> None:
         self._count()
@@ -389,7 +456,7 @@ class Engine:
         if self._issuing and self._ends_at is not None and now >= self._ends_at:
             self._issuing = False
             if self._interval_ns is not None and self._due_at < self._ends_at:
-                self.tally.unsent = 1 + int((self._ends_at - 1 - self._due_at) / self._interval_ns)
+                self.tally.unsent += 1 + int((self._ends_at - 1 - self._due_at) / self._interval_ns)
         if not self.on_tick(self.tally):
             self._issuing = False
         self._schedule_tick(now)

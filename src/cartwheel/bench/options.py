@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
 from cartwheel.client.resp import parse_address
+from cartwheel.core.config import DURABILITY, DurabilityName
 from cartwheel.core.errors import ConfigError
 
 Workload = Literal["get", "put", "mixed", "read-mostly"]
@@ -18,6 +19,19 @@ READ_RATIO: dict[Workload, float] = {"get": 1.0, "put": 0.0, "mixed": 0.5, "read
 KEYS_MAX = 10**8
 ZIPFIAN_KEYS_MAX = 10**7
 """The sampler keeps eight bytes for each key."""
+
+
+def bench_options(durability: str = "", **options: Any) -> BenchOptions:
+    """Options from a command line, where ``durability`` is a list with commas.
+
+    Raises:
+        ConfigError: a durability that there is not.
+    """
+    names = tuple(filter(None, durability.split(",")))
+    for name in names:
+        if name not in DURABILITY:
+            raise ConfigError(f"durability {name!r} is none of {', '.join(DURABILITY)}")
+    return BenchOptions(durability=cast("tuple[DurabilityName, ...]", names), **options)
 
 
 class BenchOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,6 +65,14 @@ class BenchOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     processes: int = 1
     series_s: float | None = None
     """Also report each window of so many seconds by itself (the paper's Figure 4)."""
+    overload: float | None = None
+    """Offer so many times the peak, and see what becomes of the cluster (``overload``)."""
+    bucket: str = "0"
+    """Whose keys: a name, or the number of a Redis database."""
+    durability: tuple[DurabilityName, ...] = ()
+    """Measure these in turns, each in a bucket of its own, and compare them (``durability``)."""
+    rounds: int = 3
+    """How often each durability has its turn."""
     timeout_s: float = 10.0
     """A connection that owes replies and sends none for so long is closed; its requests count as errors."""
 
@@ -67,12 +89,18 @@ class BenchOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             "zipf_exponent": (0, 10), "value_bytes": (1, 64 << 20), "connections": (1, 10_000), "pipeline": (1, 10_000),
             "duration_s": (0.01, 30 * 86400), "requests": (1, 10**12), "rate_per_s": (0.01, 10**7),
             "warmup_s": (0, 86400), "processes": (1, min(64, self.connections)), "series_s": (0.1, 86400),
-            "timeout_s": (0.01, 3600),
+            "timeout_s": (0.01, 3600), "rounds": (1, 1000), "overload": (1, 100),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{name.replace('_', ' ')} {value} must lie between {low:,} and {high:,}")
+        if self.durability and (self.reads >= 1 or self.requests or self.overload or self.bucket != "0"):
+            raise ConfigError(
+                "durability is measured on writes, for a time, in buckets of its own, and not under overload"
+            )
+        if len(set(self.durability)) < len(self.durability):
+            raise ConfigError("each durability is named once")
         if not self.nodes:
             raise ConfigError("name at least one node")
         for node in self.nodes:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec.structs import replace
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cartwheel.bench.durability import DurabilityResult
 from cartwheel.bench.options import BenchOptions
+from cartwheel.bench.overload import OverloadResult
+from cartwheel.bench.plot import blocks, svg
 from cartwheel.bench.result import BenchResult, Latency
 
 BUSY_WARN = 0.9
@@ -91,6 +95,83 @@ def _series(result: BenchResult) -> Table:
                 row += [f"{latency.count:,}", milliseconds(latency.mean_ms), milliseconds(latency.p99_9_ms)]
         table.add_row(*row)
     return table
+
+
+def render_overload(result: OverloadResult) -> RenderableType:
+    """What became of the cluster, as a table of facts."""
+    table = Table("", "", box=None, pad_edge=False, show_header=False)
+    waits = result.answered
+    back = f"at {milliseconds(result.recovered_s)} s" if result.recovered_s is not None else "not while it was watched"
+    table.add_row("peak", f"{result.peak_per_s:,.0f}/s")
+    table.add_row("offered", f"{result.offered_per_s:,.0f}/s for {result.offered_s:g} s")
+    table.add_row("goodput", f"{result.goodput_per_s:,.0f}/s, {result.goodput_share:.0%} of the peak")
+    table.add_row("refused (BUSY)", f"{result.busy_share:.0%} of what was sent")
+    table.add_row("wait of those answered", f"p50 {milliseconds(waits.p50_ms)}, p99 {milliseconds(waits.p99_ms)} ms")
+    if result.late:
+        table.add_row("answered after a second or more", f"{result.late:,}")
+    table.add_row("back at 95 % of 0.7 times the peak", back)
+    for node, most in sorted(result.resident_most.items()):
+        before = result.resident_before.get(node, most)
+        table.add_row(
+            f"memory of {node}", f"{before / 1e6:,.0f} MB before, at most {most / 1e6:,.0f} ({most / before:.2f})"
+        )
+    notes = []
+    if result.unsent:
+        notes.append(
+            Text(f"{result.unsent:,} requests were not sent, all connections were full for a second: less was offered than asked"
+                 " (try more --connections or a longer --pipeline)", style="yellow")
+        )  # fmt: skip
+    if result.errors:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.errors.items())
+        notes.append(Text(f"errors: {result.failed:,} ({kinds})", style="bold red"))
+    return Group(Text(describe(result.options), style="dim"), table, *notes)
+
+
+def render_durability(result: DurabilityResult) -> RenderableType:
+    """The writes of each durability side by side, and their p99.9 over time, on one scale."""
+    names = list(result.compared)
+    table = Table("durability", box=None, pad_edge=False, header_style="bold")
+    first = names[0] if names else ""
+    for heading in ("writes", "mean ms", "p50", "p99", "p99.9", "max", f"{first} / mean", f"{first} / p99.9"):
+        table.add_column(heading, justify="right")
+    for name, one in result.compared.items():
+        writes = one.writes
+        figures = (writes.mean_ms, writes.p50_ms, writes.p99_ms, writes.p99_9_ms, writes.max_ms)
+        ratios = (f"{one.mean_ratio:.2f}", f"{one.p99_9_ratio:.2f}")
+        table.add_row(name, f"{writes.count:,}", *map(milliseconds, figures), *ratios)
+    highest = max((max(one.series_p99_9_ms, default=0.0) for one in result.compared.values()), default=0.0)
+    lines = [
+        Text(f"{name:<{max(map(len, names))}}  {blocks(one.series_p99_9_ms, highest)}", no_wrap=True)
+        for name, one in result.compared.items()
+    ]
+    of_peak = f", half of {result.peak_per_s:,.0f}/s" if result.peak_per_s else ""
+    what = describe(replace(result.options, rate_per_s=None))
+    told = f"{what}, open loop at {result.rate_per_s:,.0f}/s{of_peak}, {result.options.rounds} rounds"
+    over_time = f"p99.9 of writes in windows of {result.window_s:g} s, from 0 to {milliseconds(highest)} ms:"
+    return Group(Text(told, style="dim"), table, Text(), Text(over_time), *lines, *_notes_of(result))
+
+
+def _notes_of(result: DurabilityResult) -> Iterator[Text]:
+    if result.errors:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.errors.items())
+        yield Text(f"errors: {result.failed:,} ({kinds})", style="bold red")
+    if result.unsent:
+        yield Text(f"{result.unsent:,} requests were due but never sent: try a lower --rate", style="bold yellow")
+    if result.interrupted:
+        yield Text("interrupted: only whole rounds are compared", style="yellow")
+
+
+def figure_5(result: DurabilityResult) -> str:
+    """The p99.9 of writes over time as an SVG."""
+    series = {f"durability {name}": one.series_p99_9_ms for name, one in result.compared.items()}
+    return svg(f"99.9th percentile of writes at {result.rate_per_s:,.0f} requests/s", series, step_s=result.window_s)
+
+
+def render_any(result: BenchResult | OverloadResult | DurabilityResult) -> RenderableType:
+    """Whatever was measured."""
+    if isinstance(result, DurabilityResult):
+        return render_durability(result)
+    return render_overload(result) if isinstance(result, OverloadResult) else render(result)
 
 
 class ProgressLine:

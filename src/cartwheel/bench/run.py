@@ -23,7 +23,7 @@ from cartwheel.bench.generator import Address, Engine, Tally
 from cartwheel.bench.options import BenchOptions
 from cartwheel.bench.requests import preload, workload
 from cartwheel.bench.result import BenchResult, Report, merge
-from cartwheel.client.resp import Connection, ConnectionLost, ReplyError, parse_address
+from cartwheel.client.resp import Connection, ConnectionLost, ReplyError, pack_command, parse_address
 from cartwheel.core.errors import CartwheelError
 
 PRELOAD_DEPTH = 16
@@ -49,7 +49,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> BenchR
     """
     options.check()
     for node in options.nodes:
-        _greet(*parse_address(node), options.timeout_s)
+        greet(*parse_address(node), options.timeout_s)
     context = multiprocessing.get_context("spawn")
     processes: list[SpawnProcess] = []
     pipes: list[Pipe] = []
@@ -72,7 +72,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> BenchR
                 process.join()
 
 
-def _greet(host: str, port: int, timeout_s: float) -> None:
+def greet(host: str, port: int, timeout_s: float) -> None:
     """Find out before all else whether there is a node, for the sake of a clear message."""
     with Connection(host, port, timeout_s) as connection:
         try:
@@ -174,7 +174,7 @@ class Worker:
         # One stream for warm-up and measurement: to begin again would ask for keys that have just been read.
         self._source = workload(options, number)
         mine = range(number, options.connections, options.processes)
-        self._engine = Engine([_resolve(node) for node in options.nodes], mine, options.timeout_s)
+        self._engine = Engine([resolve(node) for node in options.nodes], mine, options.timeout_s, hello(options))
         self._engine.on_tick = self._on_tick
 
     def run(self) -> Report:
@@ -253,7 +253,12 @@ class Worker:
         return not self._stopped
 
 
-def _resolve(node: str) -> Address:
+def hello(options: BenchOptions) -> bytes:
+    """What each connection begins with: it selects the bucket, unless that is the one that it has anyway."""
+    return b"" if options.bucket == "0" else pack_command("SELECT", options.bucket)
+
+
+def resolve(node: str) -> Address:
     host, port = parse_address(node)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -14,13 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cartwheel.bench.buckets import CALL_TIMEOUT_S, POLL_S, set_durability
 from cartwheel.bench.run import BenchFailed
 from cartwheel.client.resp import CannotReach, Connection, ConnectionLost, ReplyError
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-POLL_S = 0.02
-CALL_TIMEOUT_S = 10.0
 TOOL_TIMEOUT_S = 300.0
 DOORS_APART = 10
 """``cartwheel dev`` opens the Redis door of node i at its port + 10 * i."""
@@ -121,23 +120,7 @@ class Cluster(_Server):
         Raises:
             BenchFailed: the cluster refuses, or it takes too long.
         """
-        try:
-            with Connection(HOST, self.ports[0], CALL_TIMEOUT_S) as connection:
-                connection.call("CW.BUCKET", "SET", "0", "durability", durability)
-            deadline = time.monotonic() + CALL_TIMEOUT_S
-            while not all(self._durability(port) == durability for port in self.ports):
-                if time.monotonic() > deadline:
-                    raise BenchFailed(f"the nodes do not all learn of durability={durability}")
-                time.sleep(POLL_S)
-        except (CannotReach, ConnectionLost, ReplyError) as error:
-            raise BenchFailed(f"cannot set durability={durability}: {error}") from error
-
-    @staticmethod
-    def _durability(port: int) -> str:
-        with Connection(HOST, port, CALL_TIMEOUT_S) as connection:
-            answer = connection.call("CW.BUCKET", "GET", "0", "JSON")
-        assert isinstance(answer, bytes)
-        return str(json.loads(answer)["durability"])
+        set_durability(self.addresses, "0", durability)
 
     def resident_bytes(self) -> list[int]:
         """The resident memory of each node.

@@ -1,4 +1,4 @@
-"""``cartwheel demo``: the paper's own example, on a running cluster.
+"""``cartwheel demo``: the paper's own example, on a running cluster, or on one of its own that a split divides.
 
 Section 4.4: "'Add to Cart' and 'Delete item from Cart' operations are translated into put requests to Dynamo. When a customer
 wants to add an item to (or remove from) a shopping cart and the latest version is not available, the item is added to (or
@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable
-from typing import Any
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +25,9 @@ from cartwheel.cli import common
 from cartwheel.cli.common import Failed
 from cartwheel.cli.keys import clock_text, read_siblings, write_value
 from cartwheel.client.resp import Connection
+
+if TYPE_CHECKING:
+    from cartwheel.chaos.scratch import Scratch
 
 DEV_NODES = ("127.0.0.1:7700", "127.0.0.1:7710")
 CONTEXT_SHOWN = 8
@@ -33,7 +38,7 @@ Cart = frozenset[str]
 
 @click.group()
 def demo() -> None:
-    """Watch siblings come and go on a running cluster."""
+    """Watch siblings come and go: on a running cluster, or under a split."""
 
 
 @demo.command()
@@ -41,13 +46,18 @@ def demo() -> None:
     "--node", "nodes", multiple=True, metavar="HOST:PORT",
     help=f"A node for the phone, and another for the laptop. [default: {' and '.join(DEV_NODES)}]",
 )  # fmt: skip
+@click.option("--split", is_flag=True, help="On five nodes of its own, with the network between the two devices cut.")
 @common.json_option
 @common.timeout_option
-def cart(nodes: tuple[str, ...], as_json: bool, timeout_s: float) -> int:
+def cart(nodes: tuple[str, ...], split: bool, as_json: bool, timeout_s: float) -> int:
     """The shopping cart (Dynamo, section 4.4): two devices, two nodes, one cart.
 
-    Exit code 1 if an added item was lost.
+    Exit code 1 if an added item was lost, or (--split) a removed one came back though nobody had written beside the removal.
     """
+    if split:
+        if nodes:
+            raise click.UsageError("--split starts nodes of its own: leave out --node", click.get_current_context())
+        return _cart_split(as_json)
     if not nodes:
         nodes = (os.environ["CARTWHEEL_NODE"],) if os.environ.get("CARTWHEEL_NODE") else DEV_NODES
     with common.connect(nodes[0], timeout_s) as phone, common.connect(nodes[-1], timeout_s) as laptop:
@@ -60,6 +70,77 @@ def cart(nodes: tuple[str, ...], as_json: bool, timeout_s: float) -> int:
     if as_json:
         common.print_json({"key": story.key, "kept_both": kept, "resurfaced": resurfaced, "steps": story.steps})
     return 0 if kept else 1
+
+
+def _cart_split(as_json: bool) -> int:
+    with _own_cluster(as_json) as (cluster, _), cluster.connect("n1") as phone, cluster.connect("n3") as laptop:
+        told = _SplitStory(cluster, phone, laptop, quiet=as_json).tell()
+    if as_json:
+        common.print_json(told)
+    return 0 if told["kept_both"] and told["stayed_removed"] else 1
+
+
+@demo.command()
+@click.option(
+    "--adds", type=click.IntRange(1, 200), default=10, show_default=True, metavar="N",
+    help="How many elements each of the four clients adds.",
+)  # fmt: skip
+@common.json_option
+def lww(adds: int, as_json: bool) -> int:
+    """A last-writer-wins bucket and a siblings bucket under the same split: what did each lose?
+
+    Starts five nodes of its own. Exit code 1 if the siblings bucket lost an acknowledged write.
+    """
+    from cartwheel.cli import demo_lww
+
+    with _own_cluster(as_json) as (cluster, said):
+        counts, agreed_s = demo_lww.run(cluster, adds, said)
+    if as_json:
+        common.print_json(
+            {
+                "sides": [demo_lww.LEFT, demo_lww.RIGHT],
+                "agreed_s": round(agreed_s, 3),
+                "buckets": {
+                    bucket: {
+                        "acknowledged": len(count.acknowledged), "failed": len(count.failed), "siblings": count.siblings,
+                        "present": len(count.present), "lost": count.lost,
+                    }
+                    for bucket, count in counts.items()
+                },
+            }
+        )  # fmt: skip
+    else:
+        said("")
+        table = common.table("bucket", "acknowledged", "no answer or refused", "siblings now", "in their union", "lost")
+        for bucket, count in counts.items():
+            numbers = (count.acknowledged, count.failed, count.siblings, count.present, count.lost)
+            table.add_row(bucket, *(str(each if isinstance(each, int) else len(each)) for each in numbers))
+        common.console().print(table)
+        said(
+            "\nlww kept the newer of two concurrent sets, and with the other one what only that had. siblings kept both, until\n"
+            "somebody who has read both writes their union. Choose lww for what may be lost: sessions, caches."
+        )
+    return 1 if counts["siblings"].lost else 0
+
+
+@contextmanager
+def _own_cluster(as_json: bool) -> Iterator[tuple[Scratch, Callable[[str], None]]]:
+    """A cluster for this demo, and how to say what happens (JSON stands alone). SIGTERM ends it as Ctrl-C does, and leaves
+    nothing."""
+    from cartwheel.chaos.scratch import Scratch
+
+    def say(line: str) -> None:
+        if not as_json:
+            click.echo(line)
+
+    say("Starting a cluster for this demo, in a temporary directory ...")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Scratch() as cluster:
+            say(f"{len(cluster.nodes)} nodes are ready.\n")
+            yield cluster, say
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Story:
@@ -150,12 +231,95 @@ class _Story:
 
     def _step(self, line: str, device: str, what: str, values: list[bytes], context: bytes) -> None:
         carts = [json.loads(value) for value in values]
-        self.steps.append({"device": device, "does": what, "carts": carts, "context": context.decode()})
+        self.steps.append(
+            {"key": self.key, "device": device, "does": what, "carts": carts, "context": context.decode()}
+        )
         self._say(line)
 
     def _say(self, line: str) -> None:
         if not self._quiet:
             click.echo(line)
+
+
+class _SplitStory(_Story):
+    """The same with a split between the two devices, and a wish list beside the cart that only the laptop writes meanwhile."""
+
+    def __init__(self, cluster: Scratch, phone: Connection, laptop: Connection, *, quiet: bool) -> None:
+        super().__init__(phone, laptop, quiet=quiet)
+        from cartwheel.cli import demo_lww
+
+        self._cluster = cluster
+        self._sides = demo_lww.LEFT, demo_lww.RIGHT
+        self._cart, self._owners = demo_lww.key_on_both_sides(cluster, "0", "demo:cart")
+        self._wishes, _ = demo_lww.key_on_both_sides(cluster, "0", "demo:wishes")
+
+    def tell(self) -> dict[str, Any]:
+        """Tell it; what it amounts to, as a document."""
+        self._begin()
+        split_s = self._cluster.split(*self._sides)
+        phone, laptop = (" ".join(side) for side in self._sides)
+        self._say(f"\n1. The network splits: {phone} | {laptop}. After {split_s:.1f} s each side misses the other.")
+        self._write_on_both_sides()
+        agreed_s = self._cluster.heal() + self._agree()
+        self._say(
+            f"\n3. The network heals. After {agreed_s:.1f} s all hints were delivered, and all owners held the same. Whoever\n"
+            "   reads now gets both carts, and a context covering both."
+        )
+        self.key = self._cart
+        merged = self._merge("phone")
+        resurfaced = sorted(merged & {"bread"})
+        self._say(
+            "\n   Both additions are there. The bread is back: the phone's cart still had it, and a union cannot tell 'removed'\n"
+            "   from 'never had'. That is the one way (section 4.4): it takes a write beside the removal."
+        )
+        stayed_removed = self._removals_that_stay()
+        return {
+            "sides": self._sides, "split_s": round(split_s, 3), "agreed_s": round(agreed_s, 3),
+            "kept_both": merged >= {"milk", "eggs", "tea"}, "resurfaced": resurfaced, "stayed_removed": stayed_removed,
+            "steps": self.steps,
+        }  # fmt: skip
+
+    def _begin(self) -> None:
+        self._say(
+            "A cart and a wish list. The phone talks to n1, the laptop to n3. The cart's owners are "
+            f"{', '.join(sorted(self._owners))}.\n"
+        )
+        self.key = self._cart
+        self._put("phone", Cart({"milk", "bread"}), b"", "a new cart")
+        self.key = self._wishes
+        self._put("phone", Cart({"pen", "book"}), b"", "a new list")
+
+    def _write_on_both_sides(self) -> None:
+        self._say(
+            "\n2. Both sides read and write on. For owners that are missed, fallbacks stand in, and keep hints for them."
+        )
+        self.key = self._cart
+        context, cart = self._get_one("phone")
+        self._put("phone", cart | {"eggs"}, context, "adds eggs")
+        context, cart = self._get_one("laptop")
+        self._put("laptop", cart - {"bread"}, context, "removes bread")
+        context, cart = self._get_one("laptop")
+        self._put("laptop", cart | {"tea"}, context, "adds tea")
+        self.key = self._wishes
+        context, cart = self._get_one("laptop")
+        self._put("laptop", cart - {"pen"}, context, "removes pen")
+
+    def _removals_that_stay(self) -> bool:
+        """Of the wish list, and of the bread by somebody who has seen both carts. Whether they did stay."""
+        self._say("\n4. The wish list was written by the laptop alone: what it removed stays removed.")
+        self.key = self._wishes
+        _, wishes = self._get_one("phone")
+        self._say("\n5. And the bread, removed by somebody who has seen all of the cart, is gone for good.")
+        self.key = self._cart
+        self._agree()
+        context, cart = self._get_one("laptop")
+        self._put("laptop", cart - {"bread"}, context, "removes bread")
+        self._agree()
+        _, cart = self._get_one("phone")
+        return wishes == {"book"} and "bread" not in cart
+
+    def _agree(self) -> float:
+        return self._cluster.wait_agree([("0", self._cart), ("0", self._wishes)])
 
 
 def _short(context: bytes) -> str:

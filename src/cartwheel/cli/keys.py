@@ -195,10 +195,11 @@ def _print_explained(key: str, answer: dict[str, Any]) -> None:
             table.add_row("" if number else name, what, node_of(actor), written, dot_name(actor, counter))
     common.console().print(table)
     answered = [held for held in answer["replicas"].values() if "error" not in held]
-    who = "all replicas" if len(answered) == n else f"the {len(answered)} that answered"
+    who = "all replicas" if len(answered) == len(answer["replicas"]) else f"the {len(answered)} that answered"
     agree = all(held == merged for held in answered)
     click.echo(f"{who} hold the same" if agree else "the replicas differ: a read mends the stale ones it meets")
-    click.echo(f"clock {clock_text(merged['clock'])}")
+    noted = " ".join(dot_name(actor, counter) for actor, counter in merged["cloud"])
+    click.echo(f"clock {clock_text(merged['clock'])}" + (f"; seen, but not here yet: {noted}" if noted else ""))
 
 
 def _time_of(counter: int) -> datetime:

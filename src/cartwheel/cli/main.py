@@ -25,15 +25,19 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "dev": ("cartwheel.cli.dev", "dev", "Run a cluster on this machine, to try things out."),
-    "demo": ("cartwheel.cli.demo", "demo", "Watch siblings come and go on a running cluster."),
+    "demo": ("cartwheel.cli.demo", "demo", "Watch siblings come and go: on a running cluster, or under a split."),
     "get": ("cartwheel.cli.keys", "get", "Read a key: its value, or all its siblings."),
     "put": ("cartwheel.cli.keys", "put", "Write a key."),
     "del": ("cartwheel.cli.keys", "delete", "Delete a key."),
     "explain": ("cartwheel.cli.keys", "explain", "Where a key lives, and what each replica holds."),
     "status": ("cartwheel.cli.cluster", "status", "The cluster as one node sees it."),
+    "hints": ("cartwheel.cli.cluster", "hints", "What nodes keep for others until those are back."),
     "ring": ("cartwheel.cli.cluster", "ring", "The members and their shares of the ring."),
+    "verify": ("cartwheel.cli.verify", "verify", "Compare all replicas of all keys."),
+    "repair": ("cartwheel.cli.repair", "repair", "Compare a node with the others now, and mend what differs."),
     "bucket": ("cartwheel.cli.bucket", "bucket", "Read and set the properties of buckets."),
     "bench": ("cartwheel.bench.command", "bench", "Load a cluster and measure it."),
+    "chaos": ("cartwheel.cli.chaos", "chaos", "Break a cluster under load, and judge what it promised."),
     "start": ("cartwheel.cli.start", "start", "Run one node in the foreground."),
 }
 """Name -> module, attribute, help. In the order in which people meet them."""

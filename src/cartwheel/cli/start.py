@@ -38,12 +38,16 @@ FLAG_HELP = {
     "peer_port": "The port for the other nodes.",
     "advertise_host": "The host by which the other nodes reach this one.",
     "initial_cluster": "The first members: n1=HOST:PORT,n2=HOST:PORT[/zone=Z][/weight=W]...",
+    "dial": "Where to reach peers instead of at their addresses: n2=HOST:PORT,n3=HOST:PORT...",
     "secret_file": "The file with the cluster's secret.",
     "q": "Partitions of the ring, a power of two.",
+    "disk_bytes_max": "Quota of the data directory, in bytes; 0: none.",
     "allow_flush": "Allow FLUSHDB and FLUSHALL.",
     "allow_best_effort_nx": "Allow SET NX, which is not atomic.",
     "request_timeout_s": "A request's deadline, in seconds.",
     "skew_ms_max": "How far ahead another node's clock may be.",
+    "admission_p99_s": "Reads slower than this, at the 99th percentile, make background work give way.",
+    "background_records_per_s_max": "Records a second for background work on an idle node.",
     "log_level": "debug, info, warning or error.",
 }
 
@@ -55,7 +59,9 @@ def _setting_options(command: Any) -> Any:
             flag = f"{flag_of(name)}/--no-{name.replace('_', '-')}"
             command = click.option(flag, name, default=None, help=FLAG_HELP[name])(command)
         else:
-            metavar = {"data": "DIR", "secret_file": "FILE", "initial_cluster": "MEMBERS"}.get(name, "VALUE")
+            metavar = {"data": "DIR", "secret_file": "FILE", "initial_cluster": "MEMBERS", "dial": "PEERS"}.get(
+                name, "VALUE"
+            )
             command = click.option(flag_of(name), name, metavar=metavar, help=FLAG_HELP[name])(command)
     return command
 
@@ -78,8 +84,7 @@ def start(file: Path | None, show_settings: bool, until_eof: bool, **flags: str 
     settings, origins = load_settings(flags, os.environ, file)
     if show_settings:
         for name in SETTING_NAMES:
-            value = getattr(settings, name)
-            shown = value if name != "initial_cluster" else ",".join(f"{m.node}={m.address}" for m in value)
+            shown = _shown(name, getattr(settings, name))
             click.echo(f"{name} = {shown}    ({origins[name]})")
         return 0
     import logging
@@ -109,6 +114,12 @@ def start(file: Path | None, show_settings: bool, until_eof: bool, **flags: str 
         raise Failed(
             f"the port {ports} is in use on {settings.host}: stop who has it, or choose another with --resp-port, --peer-port"
         ) from None
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name == "initial_cluster":
+        return ",".join(f"{member.node}={member.address}" for member in value)
+    return ",".join(f"{node}={address}" for node, address in value.items()) if name == "dial" else value
 
 
 def _stop_at_eof() -> None:
