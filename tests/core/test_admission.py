@@ -307,7 +307,7 @@ def test_the_traffic_of_peers_is_never_refused():
 
 def test_a_node_measures_its_gets_and_shows_them():
     """Each answered get counts, with the time from its beginning; status says what follows."""
-    wire = Wire(["a", "b", "c"])
+    wire = Wire(["a", "b", "c"], background_records_per_s_max=CEILING)
     assert isinstance(wire.put("a", b"k", b"v"), Stored)
     for _ in range(3):
         assert isinstance(wire.get("a", b"k"), Found)
