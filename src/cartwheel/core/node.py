@@ -139,7 +139,11 @@ class Node:
                 self._reaper.handle_tick,
             ]
         )
-        self._messages: dict[type, Handler] = {
+        self._messages = self._message_handlers()
+        self._events = self._event_handlers()
+
+    def _message_handlers(self) -> dict[type, Handler]:
+        return {
             ReplicaWrite: self._replica.handle_write,
             ReplicaRead: self._replica.handle_read,
             ReplicaRepair: self._replica.handle_repair,
@@ -173,7 +177,9 @@ class Node:
             Probed: self._detector.handle_probed,
             Health: self._detector.handle_health,
         }
-        self._events: dict[type, Callable[[Any], None]] = {
+
+    def _event_handlers(self) -> dict[type, Callable[[Any], None]]:
+        return {
             Received: self._received,
             ClientGet: self._coordinator.get,
             ClientPut: self._coordinator.put,

@@ -232,17 +232,20 @@ class Puts:
     def _targets(self, put: PutRequest, at: bytes, plan: Plan) -> Targets:
         """The first N healthy nodes for this put. A node whose disk is nearly full takes only deletes."""
         local = self._local
-        if put.value is None:
-            return choose(local, at, plan.props.n, local.deletable)
-        return choose(local, at, plan.props.n, local.writable, me_fit=local.takes_writes)
+        me_fit = local.takes_writes or put.value is None
+        return choose(local, at, plan.props.n, self._fit(put), me_fit=me_fit)
+
+    def _fit(self, put: PutRequest) -> Collection[NodeId]:
+        """The peers that take this put."""
+        return self._local.deletable if put.value is None else self._local.writable
 
     def _route(self, put: PutRequest, tried: Collection[NodeId]) -> NodeId | None:
         """Who should coordinate a put that this node has no copy of: a healthy owner, the context's coordinator first; else the
         first node that stands in for one. None: there is nobody left."""
-        local, plan = self._local, self._local.plan(put.bucket)
+        plan = self._local.plan(put.bucket)
         targets = self._targets(put, record_key(put.bucket, put.key), plan)
         left = [node for node in targets.asked if node not in tried]
-        fit = local.writable if put.value is not None else local.deletable
+        fit = self._fit(put)
         owners = [node for node in left if node in targets.owners and node in fit]
         if put.coordinator in owners:
             return put.coordinator
@@ -282,12 +285,11 @@ class Puts:
     def _check_enough(self, targets: Targets, needed: int, plan: Plan) -> None:
         """Refuse a put that cannot reach W nodes, before anything of it is staged or sent."""
         local, asked = self._local, targets.asked
+        away = {n: local.why_unreachable(n) for n in targets.owners if n not in asked}
         if len(asked) < needed:
-            away = {n: local.why_unreachable(n) for n in targets.owners if n not in asked}
             raise Refused(Code.NOQUORUM, shortfall("W", needed, len(asked), away))
         primaries = [node for node in asked if node in targets.owners]
         if len(primaries) < plan.pw:
-            away = {n: local.why_unreachable(n) for n in targets.owners if n not in asked}
             raise Refused(Code.NOQUORUM, shortfall("PW", plan.pw, len(primaries), away))
 
     # --- coordinating ---
@@ -437,7 +439,7 @@ class Puts:
         if intended not in writing.revived and self._has_returned(writing, intended):
             self._ask_owner(writing, intended)
             return
-        fit = local.writable if put.value is not None else local.deletable
+        fit = self._fit(put)
         node = next_fallback(local, writing.at, writing.plan.props.n, writing.tally.asked, fit)
         if node is not None and self._write_again(writing, node, intended):
             local.count("writes_rerouted")
