@@ -254,6 +254,24 @@ def test_what_the_engine_cannot_read_is_passed_over():
     assert totals(wire) == {}
 
 
+def test_a_node_starts_though_its_first_hint_cannot_be_read():
+    """It used to raise. What it knows of its hints are the totals, and the other hints are delivered."""
+    wire = cluster()
+    wire.crash("a")
+    wire.restart("a", disk=Unreadable())
+    wire.crash("d")
+    keys = [b"%d" % i for i in range(100)]
+    for key in keys:
+        hint(wire, key, record_of(b"v"))
+    wire.engines["a"].bad = {hint_key("d", min(record_key("0", key) for key in keys))}
+    wire.crash("a")
+    wire.restart("a")
+    assert totals(wire) == {"d": 100}
+    wire.restart("d")
+    pass_seconds(wire, 40)
+    assert 1 <= totals(wire)["d"] <= 8, "those of one partition of 64"
+
+
 def test_a_damaged_total_does_not_hide_hints(wire):
     """Nor do totals without hints, or keys that are none, stay."""
     for i in range(3):

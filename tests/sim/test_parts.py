@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from cartwheel.core.config import DURABILITY
 from cartwheel.core.errors import StorageFailed
 from cartwheel.core.messages import ClientGet
 from cartwheel.core.storage import Space
@@ -150,7 +151,7 @@ def test_clocks_are_off_drift_jump_and_settle():
 
 def test_plans_keep_the_premises():
     """What the checkers rely on holds for every plan drawn (``faults``, premises 1 and 2), whatever the profile."""
-    drawn, seen = set(), set()
+    drawn, seen, durabilities = set(), set(), set()
     for seed in range(400):
         profile = "" if seed % 2 else list(swarm.PROFILES)[seed // 2 % len(swarm.PROFILES)]
         plan = swarm.draw(seed, seconds=60.0, profile=profile)
@@ -159,18 +160,21 @@ def test_plans_keep_the_premises():
         kinds = {fault.kind for fault in plan.faults}
         seen |= kinds
         assert kinds <= {kind for kind, _ in plan.mix} <= set(swarm.PROFILES[plan.profile].kinds)
-        losing = {node for fault in plan.faults if fault.kind in {Kind.FLIP, Kind.WIPE} for node in fault.nodes}
+        durabilities.add(plan.durability)
+        loses = {Kind.FLIP, Kind.WIPE}
+        if plan.durability in {"memory", "one"}:
+            loses.add(Kind.KILL)
+        losing = {node for fault in plan.faults if fault.kind in loses for node in fault.nodes}
         assert losing <= {plan.victim}
         assert not plan.victim or plan.w > 1
         if plan.durability != "sync":
             assert not kinds & {Kind.POWER, Kind.SYNC_ERROR, Kind.WIPE, Kind.FLIP}
-        if plan.durability == "memory":
-            assert not kinds & {Kind.KILL, Kind.STOP}
         assert plan.calm == (plan.profile == "calm") or not plan.faults
         assert all(0 < fault.at < plan.seconds for fault in plan.faults)
         assert len(plan.lines()) == 6 + len(plan.faults)
     assert drawn == set(swarm.PROFILES)
     assert seen == set(Kind)
+    assert durabilities == set(DURABILITY)
 
 
 def quiet(*faults: Fault, seconds: float = 60.0) -> World:

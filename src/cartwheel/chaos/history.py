@@ -3,6 +3,7 @@
     run       what was asked for: the first line
     op        a client's request, when it ended
     fault     something that the nemesis did, when it was over
+    away      when a node's process could not answer: dead, stopped, or starting
     trouble   something that must not happen and that no judge could see from the operations: a node that halted by itself
     final     what the owners of a key hold after healing
     end       when the load began and stopped, and how long the replicas took to agree: the last line
@@ -27,6 +28,7 @@ from cartwheel.sim.history import Status
 
 FORMAT = 1
 NO_CONTEXT = -1
+Direction = tuple[NodeId, NodeId]
 STRANGE = -1
 """The id of a value that no client of ours can have written."""
 
@@ -49,6 +51,8 @@ class Run(msgspec.Struct, tag="run", tag_field="t", kw_only=True):
     seed: int
     nodes: list[NodeId]
     engine: str
+    w: int = 2
+    """Copies that make a write succeed."""
     rate_per_s: float
     clients: int
     seconds: float
@@ -98,6 +102,16 @@ class Fault(msgspec.Struct, tag="fault", tag_field="t", omit_defaults=True):
     nodes: list[NodeId] = []
     ready_s: float = 0.0
     """From the start of a node's process to its first answer, where one was started."""
+    links: list[Direction] = []
+    """The directions that were cut."""
+
+
+class Away(msgspec.Struct, tag="away", tag_field="t"):
+    """When a node's process could not answer, by our doing."""
+
+    node: NodeId
+    start: float
+    end: float
 
 
 class Trouble(msgspec.Struct, tag="trouble", tag_field="t"):
@@ -133,7 +147,7 @@ class End(msgspec.Struct, tag="end", tag_field="t"):
     """From healing until all owners of all keys agreed, or until the wait was given up."""
 
 
-Line = Run | Op | Fault | Trouble | Final | End
+Line = Run | Op | Fault | Away | Trouble | Final | End
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import msgspec
 
-from cartwheel.chaos.history import NO_CONTEXT, End, Fault, Final, Kind, Op, Run, Trouble, read_lines, read_ops
+from cartwheel.chaos.history import NO_CONTEXT, Away, End, Fault, Final, Kind, Op, Run, Trouble, read_lines, read_ops
 from cartwheel.chaos.measure import Measured
 from cartwheel.core.errors import ConfigError
 from cartwheel.core.types import Clock, Dot, node_of
@@ -62,6 +62,7 @@ class Record:
     run: Run
     end: End | None = None
     faults: list[Fault] = field(default_factory=list)
+    aways: list[Away] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
     finals: dict[str, Final] = field(default_factory=dict)
     places: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -85,6 +86,8 @@ def read_record(path: Path) -> Record:
             record.measured.add(line)
         elif isinstance(line, Fault):
             record.faults.append(line)
+        elif isinstance(line, Away):
+            record.aways.append(line)
         elif isinstance(line, Trouble):
             record.troubles.append(line)
         elif isinstance(line, Final):

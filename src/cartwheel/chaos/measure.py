@@ -1,7 +1,7 @@
 """Figures from the operations of a run: rates, latencies, and how both fared while something was wrong.
 
 Latency counts every request that was answered, with a success or with an error, and those that the client gave up: a client
-waits for each. Memory: 24 bytes per operation.
+waits for each. Memory: 18 bytes per operation, until they are sorted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from cartwheel.chaos.history import Fault, Kind, Op
+from cartwheel.chaos.premise import Premise
+from cartwheel.core.types import NodeId
 from cartwheel.sim.history import Status
 
 AROUND_S = 10.0
@@ -60,12 +62,15 @@ class Measured:
         self._end = array("d")
         self._took = array("d")
         self._flags = bytearray()  # 1: a write; 2: ok; 4: unknown
+        self._asked = bytearray()  # which node, as an index into:
+        self._nodes: dict[NodeId, int] = {}
         self._sorted: list[tuple[float, float, int]] | None = None
 
     def add(self, op: Op) -> None:
         """Count an operation."""
         self._end.append(op.end)
         self._took.append(op.end - op.at)
+        self._asked.append(self._nodes.setdefault(op.node, len(self._nodes)))
         self._flags.append(
             (op.kind is not Kind.GET) | (op.status is Status.OK) << 1 | (op.status is Status.UNKNOWN) << 2
         )
@@ -82,6 +87,16 @@ class Measured:
     def writes(self) -> Rate:
         """All writes."""
         return Rate(self.count(1), self.count(3))
+
+    def served(self, premise: Premise) -> Rate:
+        """The writes of which promise P3 speaks."""
+        nodes = list(self._nodes)
+        total = ok = 0
+        for end, took, flags, asked in zip(self._end, self._took, self._flags, self._asked, strict=True):
+            if flags & 1 and premise.serves(nodes[asked], end - took, end):
+                total += 1
+                ok += flags >> 1 & 1
+        return Rate(total, ok)
 
     def rows(self) -> list[tuple[float, float, int]]:
         """(end, seconds it took, flags), in the order of their ends."""

@@ -26,13 +26,14 @@ import enum
 import os
 import random
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cartwheel.chaos import shim
 from cartwheel.chaos.cluster import QUOTA_BYTES, ChaosFailed, Cluster, knows_quota
-from cartwheel.chaos.history import Fault, Trouble
-from cartwheel.chaos.proxy import Direction, Proxy
+from cartwheel.chaos.history import Away, Direction, Fault, Trouble
+from cartwheel.chaos.proxy import Proxy
 from cartwheel.core.errors import ConfigError
 from cartwheel.core.types import NodeId
 from cartwheel.sim.faults import fork
@@ -199,7 +200,7 @@ class Hand:
         proxy: Proxy,
         seed: int,
         now: Callable[[], float],
-        note: Callable[[Fault | Trouble], None],
+        note: Callable[[Fault | Away | Trouble], None],
     ) -> None:
         self.cluster = cluster
         self.proxy = proxy
@@ -232,7 +233,9 @@ class Hand:
             self.active[step.kind] = self.active.get(step.kind, 0) + 1
             ready_s = await self._do(step)
             self.active[step.kind] -= 1
-            self._note(Fault(step.kind.value, step.label, start, self._now(), list(step.nodes), ready_s))
+            self._note(
+                Fault(step.kind.value, step.label, start, self._now(), list(step.nodes), ready_s, list(step.links))
+            )
 
     async def _pause(self, seconds: float) -> None:
         """Wait so long, or until the run stops."""
@@ -257,24 +260,36 @@ class Hand:
         cluster, node = self.cluster, step.nodes[0]
         match step.kind:
             case Nemesis.KILL | Nemesis.WIPE:
-                cluster.kill(node)
-                if step.kind is Nemesis.WIPE:
-                    await asyncio.to_thread(cluster.wipe, node)
-                await self._pause(step.for_s)
-                return await self._start(node)
+                with self._away(node):
+                    cluster.kill(node)
+                    if step.kind is Nemesis.WIPE:
+                        await asyncio.to_thread(cluster.wipe, node)
+                    await self._pause(step.for_s)
+                    return await self._start(node)
             case Nemesis.PAUSE:
-                cluster.send_signal(node, signal.SIGSTOP)
-                await self._pause(step.for_s)
-                cluster.send_signal(node, signal.SIGCONT)
+                with self._away(node):
+                    cluster.send_signal(node, signal.SIGSTOP)
+                    await self._pause(step.for_s)
+                    cluster.send_signal(node, signal.SIGCONT)
             case Nemesis.ROLLING:
                 return max([await self._restart(each) for each in step.nodes])
             case Nemesis.FILL:
                 await self._fill(node, step.for_s)
             case Nemesis.EIO:
-                return await self._break_disk(node, step.for_s)
+                with self._away(node):
+                    return await self._break_disk(node, step.for_s)
             case _:
                 raise AssertionError(f"{step.kind} is of the network")
         return 0.0
+
+    @contextmanager
+    def _away(self, node: NodeId) -> Iterator[None]:
+        """The node answers nobody meanwhile."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._note(Away(node, start, self._now()))
 
     async def _start(self, node: NodeId) -> float:
         """Start it and wait until it serves."""
@@ -289,12 +304,12 @@ class Hand:
     async def _restart(self, node: NodeId) -> float:
         if self._stop.is_set():
             return 0.0
-        code = await asyncio.to_thread(self.cluster.terminate, node)
-        if code != 0:
-            self._note(
-                Trouble("STOP", f"{node} ended with {code} on SIGTERM: {self.cluster.tail(node, 1)}", self._now())
-            )
-        return await self._start(node)
+        with self._away(node):
+            code = await asyncio.to_thread(self.cluster.terminate, node)
+            if code != 0:
+                text = f"{node} ended with {code} on SIGTERM: {self.cluster.tail(node, 1)}"
+                self._note(Trouble("STOP", text, self._now()))
+            return await self._start(node)
 
     async def _fill(self, node: NodeId, for_s: float) -> None:
         filler = self.cluster.data(node) / FILLER

@@ -85,6 +85,11 @@ def figures(report: Report) -> Table:
         ("operations", f"{report.operations:,} in {report.seconds:g} s, {report.ops_per_s:,.0f} successful a second"),
         ("acknowledged writes", f"{report.acknowledged:,}, {report.writes_ok_percent:.3f} % of those tried"),
         (
+            "with W reachable",
+            f"{report.writes_served_ok_percent:.4f} % of the {report.writes_served:,} writes to a node that was up and "
+            f"reached W nodes: {report.writes_served - report.writes_served_ok:,} failed",
+        ),
+        (
             "failed",
             f"{report.unknown:,} writes of unknown outcome, {report.rejected:,} rejected; {report.reads_failed:,} reads",
         ),

@@ -24,12 +24,11 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import cast
 
+from cartwheel.chaos.history import Direction
 from cartwheel.core.types import NodeId
 
 HOST = "127.0.0.1"
 EARLY_BYTES_MAX = 64 * 1024
-
-Direction = tuple[NodeId, NodeId]
 
 
 class _End(asyncio.Protocol):

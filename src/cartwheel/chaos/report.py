@@ -9,6 +9,7 @@ import msgspec
 from cartwheel.chaos.history import Fault
 from cartwheel.chaos.judge import Record, Verdict, judge, read_record, rules_broken
 from cartwheel.chaos.measure import AROUND_S, Latency, Measured, Rate, by_kind, latency, quiet_spans
+from cartwheel.chaos.premise import Premise
 
 OPS_PER_S_MIN = 300.0
 """A run that held less proves little: the moments in which things go wrong are short."""
@@ -46,6 +47,10 @@ class Report(msgspec.Struct, kw_only=True):
     """Successful ones."""
     acknowledged: int
     writes_ok_percent: float
+    writes_served: int
+    """Those that were sent to a node which was up and reached W nodes, until they ended (see ``premise``)."""
+    writes_served_ok: int
+    writes_served_ok_percent: float
     unknown: int
     """Writes of unknown outcome."""
     rejected: int
@@ -104,12 +109,14 @@ def make_report(record: Record, verdict: Verdict) -> Report:
     kills = [_around(fault, measured) for fault in record.faults if fault.kind == "kill"]
     near = [row[1] for fault in record.faults if fault.kind == "kill" for row in _near(fault, measured)]
     writes, counts = measured.writes, verdict.counts
+    served = measured.served(Premise(run.nodes, run.w, record.faults, record.aways))
     unknown = measured.count(5)
     outcome, why = _outcome(verdict, ops_per_s)
     return Report(
         verdict=outcome, why=why, version=run.version, seed=run.seed, nodes=len(run.nodes), engine=run.engine,
         seconds=round(seconds, 1), operations=len(measured), ops_per_s=round(ops_per_s, 1),
         acknowledged=writes.ok, writes_ok_percent=round(writes.percent, 4), unknown=unknown,
+        writes_served=served.writes, writes_served_ok=served.ok, writes_served_ok_percent=round(served.percent, 4),
         rejected=writes.writes - writes.ok - unknown,
         reads_failed=len(measured) - writes.writes - (measured.count(2) - writes.ok),
         latency_ms=latency([row[1] for row in measured.rows()]),

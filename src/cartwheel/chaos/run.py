@@ -18,7 +18,7 @@ from pathlib import Path
 from cartwheel import __version__
 from cartwheel.chaos import shim
 from cartwheel.chaos.cluster import ChaosFailed, Cluster
-from cartwheel.chaos.history import End, Fault, Run, Trouble, Writer
+from cartwheel.chaos.history import Away, End, Fault, Run, Trouble, Writer
 from cartwheel.chaos.load import Load
 from cartwheel.chaos.nemesis import Hand, Nemesis, Step, draw, draw_cycles
 from cartwheel.chaos.proxy import Proxy
@@ -113,7 +113,7 @@ class _Chaos:
     def _now(self) -> float:
         return time.monotonic() - self._began
 
-    def _note(self, line: Fault | Trouble) -> None:
+    def _note(self, line: Fault | Away | Trouble) -> None:
         self._writer.write(line)
         if isinstance(line, Trouble):
             self._say(f"{line.at:.1f} s: {line.rule}: {line.text}")

@@ -77,10 +77,27 @@ class HintStore:
         """Of all totals."""
 
     def start(self) -> None:
-        """Find the totals on the disk, and that none is missing: one seek for each intended node."""
+        """Find the totals on the disk, and that none is missing: one seek for each intended node. Where the engine cannot read
+        the hints, the totals are believed: their deliveries go around what is damaged."""
         store = self._store
         stored = store.scan(Space.META, META_TOTAL, META_TOTAL_END, limit=NODES_MAX)
-        at = b""
+        readable = True
+        try:
+            self._find_intended()
+        except CorruptData:
+            readable = False
+        for key, value in stored:
+            intended = key[len(META_TOTAL) :].decode("utf-8", "replace")
+            total = _decode_total(value)
+            if total is None or (readable and intended not in self.totals):
+                store.stage(Space.META, key, None, Durability.OS)
+            else:
+                self.totals[intended] = total
+        self.bytes = sum(total.bytes for total in self.totals.values())
+
+    def _find_intended(self) -> None:
+        """An entry in ``totals``, not exact, for each node with hints."""
+        store, at = self._store, b""
         while rows := store.scan(Space.HINTS, at, limit=1):
             key = rows[0][0]
             intended = intended_of(key)
@@ -90,14 +107,6 @@ class HintStore:
                 continue
             self.totals[intended] = HintTotal(self._wall_ms(), exact=False)
             at = _prefix(intended)[:-1] + bytes([key[key[0]] + 1])
-        for key, value in stored:
-            intended = key[len(META_TOTAL) :].decode("utf-8", "replace")
-            total = _decode_total(value)
-            if total is None or intended not in self.totals:
-                store.stage(Space.META, key, None, Durability.OS)
-            else:
-                self.totals[intended] = total
-        self.bytes = sum(total.bytes for total in self.totals.values())
 
     def held(self, record_key: bytes) -> list[Held]:
         """What is kept under this key for whomever, in the order of the intended nodes' names."""

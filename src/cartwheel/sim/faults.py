@@ -5,9 +5,10 @@ nodes do. So a failing plan can be shortened (``shrink``): the run with fewer fa
 is missing.
 
 **Premises.** A promise has a premise, and a plan either keeps it or says that it does not, so that checkers know what to demand:
-1. Disks lose nothing that was synced, except those of *one* node a run (``victim``), fewer than W: then W-1 safe copies are
-   what remains of an acknowledgement (C9), and what was shown but never acknowledged may vanish.
-2. Power is cut only if buckets sync; nodes crash at all only if buckets write to the operating system at least.
+1. Nodes lose nothing that they had acknowledged, except *one* node a run (``victim``), fewer than W: then W-1 safe copies are
+   what remains of an acknowledgement (C9), and what was shown but never acknowledged may vanish. It loses its disk; or, where
+   acknowledgements wait for no disk (durability ``memory`` and ``one``), it is killed.
+2. Power is cut only if buckets sync; where they wait for no disk, other nodes than the victim are stopped cleanly or not at all.
 3. R+W>N gives fresh reads (FRESH, C3, C4) only while no copy is lost and no fallback stands in for an owner.
 4. A request must be answered (C8, P3) if its coordinator reached W-1 other nodes all the while, their disks took writes in time,
    and no frame was lost by chance: ``reach`` keeps the books of who could reach whom.
@@ -113,9 +114,11 @@ class Plan:
     tick_s: float = TICK_S
     """Ticks come so often: a loop with much to do is late."""
     victim: NodeId = ""
-    """The one node whose disk may lose what was synced."""
+    """The one node that may lose what it had acknowledged (premise 1)."""
     reap_grace_s: float = 2.0
     """How long tombstones stay at least: short, so that a run sees them go."""
+    scrub_s: float = 0.0
+    """How long a pass of the scrub takes; 0: nothing is scrubbed."""
     faults: tuple[Fault, ...] = ()
     only: frozenset[tuple[int, int]] | None = None
     """A shortened run: of the clients' steps only these (process, step) are taken, the others are spent thinking."""
@@ -147,7 +150,7 @@ class Plan:
             f"repeats {weather.duplication:.3f}, {'ordered' if weather.ordered else 'reordered'}",
             f"clocks: offsets {list(self.clock_offset_ms)} ms, drift {[round(d, 5) for d in self.clock_drift]}; "
             f"sync {self.sync_s * 1e3:.2f} ms, tick {self.tick_s:g} s, reaped after {self.reap_grace_s:g} s, "
-            f"victim {self.victim or 'none'}",
+            f"scrubbed in {self.scrub_s:g} s, victim {self.victim or 'none'}",
             "mix: " + (", ".join(f"{kind} {rate:.1f}/min" for kind, rate in self.mix) or "nothing goes wrong"),
             f"{len(self.faults)} faults" + (f", {len(self.only)} steps of clients" if self.only is not None else ""),
             *map(str, self.faults),

@@ -48,8 +48,8 @@ PROFILES = {
 }
 
 NEEDS_SYNC = frozenset({Kind.POWER, Kind.SYNC_ERROR, Kind.WIPE, Kind.FLIP})
-NEEDS_OS = frozenset({Kind.KILL, Kind.STOP})
-"""Premise 2."""
+VOLATILE = frozenset({"memory", "one"})
+"""Durabilities whose acknowledgement waits for no disk: a killed process may take acknowledged writes along."""
 LOSES_DISK = frozenset({Kind.WIPE, Kind.FLIP})
 """Premise 1."""
 
@@ -86,9 +86,13 @@ def draw(
         tick_s=dice.choice((TICK_S, TICK_S, 1.5 * TICK_S)),
         reap_grace_s=dice.choice((1.0, 5.0, 20.0)),
     )
-    plan = replace(plan, mix=_draw_mix(fork(seed, "mix"), plan))
+    if plan.durability == "memory" and fork(seed, "one").random() < 0.6:
+        plan = replace(plan, durability="one")
+    scrub_s = 60.0 if fork(seed, "scrub").random() < 0.15 else 0.0
+    plan = replace(plan, mix=_draw_mix(fork(seed, "mix"), plan), scrub_s=scrub_s)
     plan = _draw_clocks(fork(seed, "clocks"), plan)
-    if LOSES_DISK & {kind for kind, _ in plan.mix}:
+    loses = LOSES_DISK | {Kind.KILL} if plan.durability in VOLATILE else LOSES_DISK
+    if loses & {kind for kind, _ in plan.mix}:
         plan = replace(plan, victim=fork(seed, "victim").choice(members))
     plan = replace(plan, **setting or {})
     return plan.with_faults(_draw_faults(plan))
@@ -113,8 +117,8 @@ def _draw_mix(dice: random.Random, plan: Plan) -> tuple[tuple[Kind, float], ...]
     barred: frozenset[Kind] = frozenset()
     if plan.durability != "sync":
         barred |= NEEDS_SYNC
-    if plan.durability == "memory":
-        barred |= NEEDS_OS
+    if plan.durability in VOLATILE and plan.w < 2:
+        barred |= {Kind.KILL}
     if plan.w < 2 or (plan.profile == "swarm" and dice.random() < 0.5):
         barred |= LOSES_DISK
     drawn = [row for row in drawn if row[0] not in barred]
@@ -158,6 +162,8 @@ def _draw_faults(plan: Plan) -> tuple[Fault, ...]:
 
 def _draw_fault(dice: random.Random, plan: Plan, kind: Kind, at: float, reach_ms: int) -> Fault:
     node = dice.choice(plan.nodes)
+    if kind is Kind.KILL and plan.durability in VOLATILE:
+        node = plan.victim
     noticed = dice.random() < 0.7
     if kind is Kind.FLIP:
         return Fault(at, kind, (plan.victim,))

@@ -29,7 +29,9 @@ from cartwheel.core.messages import (
     ClientCount,
     ClientExplain,
     ClientGet,
+    ClientHints,
     ClientPut,
+    ClientRepair,
     ClientScan,
     Event,
     Failure,
@@ -197,6 +199,8 @@ class Process:
             ClientCount(None, BUCKET),
             # A harmless property: what matters is that the history of changes travels.
             ClientBucketSet(None, BUCKET, {"siblings_warn": str(dice.randint(20, 30))}),
+            ClientHints(None),
+            ClientRepair(None),
         ]
         event = dice.choice(looks)
 

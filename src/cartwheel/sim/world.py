@@ -36,6 +36,7 @@ from cartwheel.sim.troubles import Troubles
 
 Q = 64
 """Partitions: enough that every node has several, few enough that a fold is quick."""
+DAY_S = 86_400.0
 QUARANTINE_S = 2 * MESSAGE_LIFETIME_S + 5.0
 """Longer than the longest request of a run and two lifetimes of a message, as ``Config.reap_quarantine_s`` demands."""
 VIOLATIONS_MAX = 20
@@ -136,9 +137,10 @@ class World:
 
     def config(self, name: NodeId) -> Config:
         """A node's settings."""
+        plan = self.plan
         return Config(
-            node=name, cluster="simulated", secret=b"not a secret", q=Q,
-            reap_grace_s=self.plan.reap_grace_s, reap_quarantine_s=QUARANTINE_S, reap_pause_s=5.0,
+            node=name, cluster="simulated", secret=b"not a secret", q=Q, reap_grace_s=plan.reap_grace_s,
+            reap_quarantine_s=QUARANTINE_S, reap_pause_s=5.0, scrub_days=plan.scrub_s / DAY_S,
         )  # fmt: skip
 
     def boot(self, name: NodeId) -> None:
