@@ -169,6 +169,30 @@ def test_what_was_saved_otherwise_is_built_again(damage):
     check(wire)
 
 
+class Unreadable(MemoryEngine):
+    """A disk that cannot read what was saved of the summary."""
+
+    def get(self, space, key):
+        if space is Space.META and key == META_SUMMARY and super().get(space, key) is not None:
+            raise CorruptData("damaged block")
+        return super().get(space, key)
+
+
+def test_what_was_saved_and_cannot_be_read_is_built_again():
+    """It used to keep the node from starting."""
+    wire = quiet("a")
+    wire.crash("a")
+    wire.restart("a", disk=Unreadable())
+    build(wire)
+    wire.put("a", b"k", b"v")
+    wire.stop("a")
+    wire.restart("a")
+    assert wire.nodes["a"].local.counters["summaries_unreadable"] == 1
+    assert summary(wire).unready == 8
+    build(wire)
+    check(wire)
+
+
 def test_a_new_bucket_rebuilds_nothing():
     """It has no records; once it has, a change of its n moves them to another tree."""
     wire = quiet("abc")

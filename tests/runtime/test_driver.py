@@ -23,7 +23,7 @@ from cartwheel.core.messages import (
     Stored,
     Tick,
 )
-from cartwheel.core.node import Node
+from cartwheel.core.node import META_CLEAN, Node
 from cartwheel.core.ring import Change, ChangeKind, History, Member
 from cartwheel.core.storage import BUFFER_S, BUFFER_WRITES, Space, Store, Writes, split_record_key
 from cartwheel.runtime import driver as driver_module
@@ -218,7 +218,7 @@ def test_a_failed_sync_halts_the_node_and_acknowledges_nothing(play):
         alone.driver.submit(ClientGet(Client(), "0", b"k"))
         await alone.driver.stop()
         assert not put.done()
-        assert engine.get(Space.META, b"clean-stop") is None
+        assert engine.get(Space.META, META_CLEAN) is None
 
     play(story)
 
@@ -232,7 +232,7 @@ def test_a_clean_stop_is_marked_and_keeps_what_was_staged(play):
         put = alone.put("k")
         await put
         await alone.driver.stop()
-        assert engine.get(Space.META, b"clean-stop") is not None
+        assert engine.get(Space.META, META_CLEAN) is not None
         await alone.driver.stop()  # idempotent
 
     play(story)

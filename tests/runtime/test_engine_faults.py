@@ -18,6 +18,7 @@ import pytest
 
 from cartwheel.core.errors import CorruptData, StorageFailed
 from cartwheel.core.storage import Space, Writes
+from cartwheel.core.summary import META_SUMMARY
 from cartwheel.runtime.engines import open_engine, rocksdb
 from cartwheel.runtime.engines.lmdb import LmdbEngine
 from cartwheel.runtime.engines.rocksdb import RocksEngine
@@ -219,6 +220,23 @@ def test_rocksdb_damaged_block_is_corrupt_data(tmp_path):
         except CorruptData:
             damaged += 1
     assert 0 < damaged < 200  # one block of 8 KiB
+    engine.close()
+
+
+def test_rocksdb_damage_to_the_summary_spares_the_other_facts(tmp_path):
+    """The saved summary is most of what a node knows of itself, and can be made again; the rest cannot."""
+    facts: Writes = {b"hints/n2": b"2", b"history": b"h" * 900, b"stint": b"3"}
+    engine = RocksEngine(tmp_path)
+    engine.apply([{}, facts | {META_SUMMARY: random.Random(5).randbytes(150_000)}, {}], sync=True)
+    engine.close()
+    (table,) = tmp_path.glob("*.sst")
+    content = bytearray(table.read_bytes())
+    content[75_000] ^= 0x40
+    table.write_bytes(content)
+    engine = RocksEngine(tmp_path)
+    with pytest.raises(CorruptData):
+        engine.get(Space.META, META_SUMMARY)
+    assert {key: engine.get(Space.META, key) for key in facts} == facts
     engine.close()
 
 

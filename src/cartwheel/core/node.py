@@ -28,6 +28,7 @@ from cartwheel.core.config import Config
 from cartwheel.core.coordinator import Coordinator
 from cartwheel.core.coverage import Coverage
 from cartwheel.core.digests import DigestReader
+from cartwheel.core.errors import CorruptData
 from cartwheel.core.failure import Detector
 from cartwheel.core.hints import Hints
 from cartwheel.core.local import META_STINT, Local
@@ -93,7 +94,7 @@ from cartwheel.core.storage import Space, Store
 from cartwheel.core.summary import Summary
 from cartwheel.core.types import Durability, NodeId, make_actor, node_of
 
-META_CLEAN = b"clean-stop"
+META_CLEAN = b"\x00clean-stop"
 """The clock's last reading, if the node stopped cleanly."""
 
 Handler = Callable[[NodeId, Any], None]
@@ -110,7 +111,10 @@ class Node:
             boot: 32 bits that differ from every earlier start of this node; the high half of its request ids.
         """
         self._first_history = history
-        clean = store.get(Space.META, META_CLEAN)
+        try:
+            clean = store.get(Space.META, META_CLEAN)
+        except CorruptData:
+            clean = None
         self._clean = clean is not None
         clock = HybridClock(last=int.from_bytes(clean or b""), skew_ms_max=config.skew_ms_max)
         self._local = Local(config, store, clock, stint=stint, boot=boot)
@@ -358,6 +362,11 @@ class Node:
         notes = []
         if not local.takes_writes:
             notes.append(f"the disk is {local.config.disk_used_max:.0%} full or more: only deletes are written here")
+        if local.counters["scans_damaged"]:
+            notes.append(
+                "parts of the data here cannot be read: look at the disk, and restart this node. It keeps what is readable then, "
+                "and fetches the rest from the others"
+            )
         size = local.size
         if size < 3:
             notes.append(

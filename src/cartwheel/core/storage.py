@@ -62,6 +62,10 @@ class Space(IntEnum):
     """Records kept for another node until it is back (section 4.6)."""
 
 
+FACTS = b"\x02"
+"""What lies in ``Space.META`` under keys before this may be lost at any restart: an engine that mends itself drops it. Those keys
+begin with a zero; an engine may note the end of their block as anything up to one."""
+
 Writes = dict[bytes, bytes | None]
 """Key -> new value; None deletes the key."""
 

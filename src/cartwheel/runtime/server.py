@@ -15,10 +15,12 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cartwheel.core.config import BucketProps, Config
+from cartwheel.core.errors import CorruptData, StorageFailed
 from cartwheel.core.messages import Status
 from cartwheel.core.node import Node
 from cartwheel.core.ring import Change, ChangeKind, History, Member
@@ -57,7 +59,8 @@ class Server:
         self._datadir = datadir
         boot = secrets.randbits(32)
         store = Store(datadir.engine)
-        self.node = Node(self.config, store, history=first_history(settings), stint=new_stint(), boot=boot)
+        with _own_facts():
+            self.node = Node(self.config, store, history=first_history(settings), stint=new_stint(), boot=boot)
         self._driver = Driver(self.node, store, datadir.engine, on_halt=self._halt)
         self._peers = Peers(self.node, boot=boot, secret=settings.secret, submit=self._driver.submit)
         self.resp = RespServer(self, settings.host, settings.resp_port)
@@ -68,7 +71,8 @@ class Server:
     async def start(self) -> None:
         """Open the doors. When this returns, the node serves."""
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
-        self._driver.start(self._peers)
+        with _own_facts():
+            self._driver.start(self._peers)
         self._disk_watch = asyncio.get_running_loop().create_task(
             watch_disk(self._datadir.path, self.server_settings.disk_bytes_max, self._driver.submit)
         )
@@ -126,6 +130,18 @@ class Server:
     def wall_ms(self) -> int:
         """The wall clock."""
         return wall_ms()
+
+
+@contextmanager
+def _own_facts() -> Iterator[None]:
+    """A damaged record is fetched from the other nodes, but what a node knows of itself is nowhere else."""
+    try:
+        yield
+    except CorruptData as error:
+        raise StorageFailed(
+            f"{error}. What this node knows of itself cannot be read, so it cannot go on with this data. Look at the disk, then "
+            "start the node on an empty directory: the other nodes will fill it"
+        ) from error
 
 
 def core_config(settings: ServerSettings) -> Config:

@@ -24,14 +24,17 @@ Cost, measured: get 2.1 us from the memtable and 2.6 from a cached block, 0.7 if
 0.5 us per row; apply of one small write 7 us, of fifty 65 us, during which the GIL is held. A process with 100,000 small keys
 in here: about 70 MB, 31 of them Python.
 
+A damaged block is reported, marked, and salvaged at the next start: see ``salvage``.
+
 No prefix extractor, though keys have a natural prefix: scans go across positions, and with an extractor an iterator that
 forgets ``total_order_seek`` skips rows without a word.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rocksdict import (
@@ -48,6 +51,9 @@ from rocksdict import (
 
 from cartwheel.core.errors import CorruptData, StorageFailed
 from cartwheel.core.storage import Space, Writes
+from cartwheel.runtime.engines import salvage
+
+log = logging.getLogger(__name__)
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -70,7 +76,7 @@ STALLED = "Result incomplete"
 DAMAGED = "Corruption"
 
 
-def _family_options(space: Space, cache: Cache) -> Options:
+def _family_options(space: Space, cache: Cache, *, compact: bool) -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(cache)
     table.set_block_size(BLOCK_BYTES)
@@ -88,6 +94,7 @@ def _family_options(space: Space, cache: Cache) -> Options:
     options.set_memtable_whole_key_filtering(True)
     options.set_compression_type(DBCompressionType.lz4())
     options.set_level_compaction_dynamic_level_bytes(True)
+    options.set_disable_auto_compactions(not compact)
     return options
 
 
@@ -126,10 +133,19 @@ class RocksEngine:
         """
         self._path = path
         self._failure: str | None = None
-        cache = Cache(cache_bytes)
-        families = {space.name.lower(): _family_options(space, cache) for space in Space}
         try:
-            self._db = Rdict(str(path), _database_options(), families)
+            salvage.finish(path)
+            if salvage.is_marked(path):
+                _salvage(path)
+        except OSError as error:
+            raise self._storage_failed("cannot be salvaged", error) from None
+        self._open(cache_bytes)
+
+    def _open(self, cache_bytes: int, *, compact: bool = True) -> None:
+        cache = Cache(cache_bytes)
+        families = {space.name.lower(): _family_options(space, cache, compact=compact) for space in Space}
+        try:
+            self._db = Rdict(str(self._path), _database_options(), families)
             self._families = tuple(self._db.get_column_family(name) for name in families)
             self._handles = tuple(self._db.get_column_family_handle(name) for name in families)
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
@@ -144,6 +160,7 @@ class RocksEngine:
     def _read_failed(self, error: Exception) -> StorageFailed | CorruptData:
         """A damaged block is one replica's lost data, which the others can give back; anything else is a broken disk."""
         if str(error).startswith(DAMAGED):
+            salvage.mark(self._path)
             return CorruptData(f"rocksdb in {self._path}: {error}")
         return self._storage_failed("a read failed", error)
 
@@ -190,6 +207,8 @@ class RocksEngine:
                 self._db.flush_wal(True)
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
             self._failure = str(error)
+            if DAMAGED in self._failure:  # a compaction met it
+                salvage.mark(self._path)
             raise self._storage_failed("a write failed", error) from None
 
     def _batch(self, spaces: Sequence[Writes]) -> WriteBatch:
@@ -247,3 +266,42 @@ class RocksEngine:
             raise self._storage_failed("cannot be closed in order", error) from None
         finally:
             del self._db
+
+
+class _Damaged(RocksEngine):
+    """A database to be salvaged: nothing is compacted, for that would come upon the damage (``salvage.Source``)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failure = None
+        self._open(CACHE_BYTES, compact=False)
+
+    def read_until_damage(self, space: Space, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            found = self._families[space].iter(ReadOptions())
+            found.seek(start)
+            while found.valid():
+                yield found.key(), found.value()
+                found.next()
+            found.status()
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            raise self._read_failed(error) from None
+
+    def first_from(self, space: Space, start: bytes) -> bytes | None:
+        rows = self.scan(space, start, limit=1)
+        return rows[0][0] if rows else None
+
+
+def _salvage(path: Path) -> None:
+    log.warning("rocksdb in %s has damaged blocks: copying what can be read into a new database", path)
+    source = _Damaged(path)
+    try:
+        target = RocksEngine(salvage.target_path(path))
+        try:
+            rows, holes = salvage.copy_readable(source, target)
+        finally:
+            target.close()
+    finally:
+        source.close()
+    salvage.swap(path)
+    log.warning("kept %d rows; %d stretches could not be read: the other nodes have copies of those", rows, holes)
