@@ -556,13 +556,13 @@ def test_an_urged_partition_is_compared_at_once():
     tick(wire, 0.3)
     roots = [(dst, m.partitions) for _, dst, m in wire.sent if isinstance(m, TreeRoots)]
     assert roots == [("c", partition.to_bytes(2))]
-    ages = machine(wire, "a").ages()
+    ages = told(wire, "a").ages_s
     assert ages[partition] > 0.2  # not with b
     wire.restart("b")
     tick(wire, 0.1)
     machine(wire, "a").urge(partition)
     tick(wire, 0.2)
-    assert machine(wire, "a").ages()[partition] < 0.3
+    assert told(wire, "a").ages_s[partition] < 0.3
     assert told(wire, "a").oldest_s > 0.3
 
 

@@ -213,17 +213,14 @@ class AntiEntropy:
 
     # --- for people ---
 
-    def ages(self) -> dict[int, float]:
-        """For each partition that this node shares: seconds since it was last compared in full with all its owners."""
-        return self._ages.by_partition(list(self._summary.trees))
-
     def status(self) -> AntiEntropyStatus:
         """A snapshot."""
-        ages = self.ages()
+        ages = self._ages.by_partition(list(self._summary.trees))
         oldest = max(ages, key=lambda partition: (ages[partition], -partition), default=-1)
         return AntiEntropyStatus(
             oldest_s=ages.get(oldest, 0.0),
             oldest_partition=oldest,
+            ages_s={partition: round(age_s, 1) for partition, age_s in ages.items()},
             peer="" if self._session is None else self._session.peer,
             rounds=self._rounds,
             interrupted=self._interrupted,

@@ -245,6 +245,8 @@ class AntiEntropyStatus(msgspec.Struct):
     """The age of the oldest of the last full comparisons, over all partitions that this node holds."""
     oldest_partition: int = -1
     """Whose that is; -1: this node shares no partition."""
+    ages_s: dict[int, float] = {}
+    """For each partition that this node shares: how long ago it was last compared in full with all its other owners."""
     peer: NodeId = ""
     """With whom a comparison is under way."""
     rounds: int = 0
