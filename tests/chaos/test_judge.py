@@ -154,6 +154,17 @@ def test_a_write_that_was_handed_on_may_show_again(fields, again):
     assert (tale.counts["again"], tale.counts["resurrected"]) == (again, 1 - again)
 
 
+def test_what_a_node_that_owns_nothing_wrote_itself_may_show_again():
+    """It had asked an owner first. (600,000 writes of a soak found seven such.)"""
+    tale = Tale()
+    tale.put(1)
+    tale.put(2, tale.get(1))
+    tale.get(1, 2)
+    held = {"clock": clock_of(1, 2), "versions": [2]}
+    assert tale.judge(2, covers=(1,), replicas={"n2": held, "n3": held, "n4": held}) == []
+    assert (tale.counts["again"], tale.counts["resurrected"]) == (1, 0)
+
+
 def test_a_delete_may_be_covered_beside_the_clock():
     """A context's single dots count like its clock."""
     tale = Tale()
@@ -237,8 +248,7 @@ def test_a_key_that_nobody_looked_at_is_judged_by_its_gets():
     """Without a last look, what clients saw still counts."""
     tale = Tale()
     tale.put(1)
-    tale.put(2, tale.get(1))
-    tale.get(1, 2)
+    tale.get(1, 9)
     counts = Counter()
     assert [v.rule for v in judge_key("k", tale.ops, None, counts).violations] == ["C2"]
 

@@ -10,10 +10,10 @@ dot ``("w", id)``, and *supersedes what the operation had shown whose context it
    and nothing that it would have removed is still there, then the delete is taken to have been applied. So it excuses a
    loss only where a client did ask for it; how often is told (``excused``).
 
-3. **Writes that were handed on.** A node that does not own a key lets another one coordinate the write, and a third if that one
-   does not answer. Both may have made a version of it, with one value, and whoever superseded the first has not superseded the
-   second: the value may show again. So a write which another node than the one asked has acknowledged, or which took long, or
-   whose outcome is unknown, is not said to be resurrected when it shows again; how often is told (``again``). All others are.
+3. **Writes that were handed on.** A node that does not own a key lets an owner coordinate the write, and another one or itself
+   if that one does not answer. Both may have made a version of it, with one value, and whoever superseded the first has not
+   superseded the second: the value may show again. So a write is not said to be resurrected when it shows again, unless an
+   owner was asked, which made the version itself, and promptly; how often is told (``again``).
 
 Keys are judged one after the other, read from the file by their places, so memory is bounded by the longest story of a single
 key, and a few words per operation.
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ import msgspec
 from cartwheel.chaos.history import NO_CONTEXT, Away, End, Fault, Final, Kind, Op, Run, Trouble, read_lines, read_ops
 from cartwheel.chaos.measure import Measured
 from cartwheel.core.errors import ConfigError
-from cartwheel.core.types import Clock, Dot, node_of
+from cartwheel.core.types import Clock, Dot, NodeId, node_of
 from cartwheel.sim import checkers, history
 from cartwheel.sim.checkers import Pasts
 from cartwheel.sim.history import KeyHistory, Mint, Read, Status, Try, Violation, Write, describe
@@ -132,7 +132,7 @@ def judge_key(
     key: str, ops: list[Op], final: Final | None, counts: Counter[str], *, disk_lost: bool = False
 ) -> KeyVerdict:
     """All checkers over one key; ``counts`` is added to."""
-    story = Story(key, ops)
+    story = Story(key, ops, owners=() if final is None else final.replicas)
     if final is not None:
         counts["excused"] += story.end(final, disk_lost=disk_lost)
     counts["again"] += len(story.again)
@@ -202,8 +202,9 @@ class Story:
     """The operations on one key, as the checkers want them: made in the order of time, so that what an operation refers to is
     there before it (a context comes from an operation that had ended before its write began)."""
 
-    def __init__(self, key: str, ops: list[Op]) -> None:
+    def __init__(self, key: str, ops: list[Op], *, owners: Collection[NodeId]) -> None:
         self.history = KeyHistory(key)
+        self._owners = owners
         self._pasts = Pasts({})
         self._deletes = [op for op in ops if op.kind is Kind.DELETE and op.dot is not None]
         self.again: set[Dot] = set()
@@ -237,7 +238,8 @@ class Story:
         self._shown[op.seq] = (dot,)  # the context after a put: it, and what it superseded
         if op.status is Status.REJECTED and op.id not in self._seen:
             return
-        if op.dot is None or node_of(op.dot[0]) != op.node or op.end - op.at > PROMPT_S:
+        by = "" if op.dot is None else node_of(op.dot[0])
+        if by != op.node or by not in self._owners or op.end - op.at > PROMPT_S:
             self._handed_on.add(dot)
         self._mint(Mint(dot, op.id, op.node, op.at, read, tombstone=op.kind is Kind.DELETE))
 
