@@ -19,6 +19,7 @@ def both(*pairs):
 ISOLATED = Fault("isolate", "n1 | n2,n3", 10.0, 20.0, links=both(("n1", "n2"), ("n1", "n3")))
 DEAF = Fault("oneway", "n2,n3 -> n1", 10.0, 20.0, links=[("n2", "n1"), ("n3", "n1")])
 PAIR = Fault("split", "", 10.0, 20.0, links=both(("n1", "n2")))
+FILLED = Fault("fill", "", 10.0, 20.0, ["n1"])
 KILLED = Away("n3", 15.0, 17.0)
 
 
@@ -41,6 +42,11 @@ KILLED = Away("n3", 15.0, 17.0)
         ("n1", 15.5, 15.6, [PAIR], [KILLED], False),  # neither n2 nor n3
         ("n1", 14.0, 18.0, [PAIR], [KILLED], False),  # not all the time
         ("n2", 5.0, 30.0, [ISOLATED], [KILLED], False),
+        ("n2", 15.5, 15.6, [FILLED], [], True),  # two of three have room
+        ("n1", 15.5, 15.6, [FILLED], [], True),  # it need not be one of them
+        ("n2", 15.5, 15.6, [FILLED], [KILLED], False),
+        ("n2", 21.9, 22.0, [FILLED, ISOLATED], [Away("n3", 21.0, 23.0)], False),  # the room was not noticed yet
+        ("n2", 22.1, 22.2, [FILLED, ISOLATED], [Away("n3", 21.0, 23.0)], True),
     ],
 )
 def test_premise(node, start, end, faults, aways, expected):
