@@ -511,6 +511,22 @@ def test_a_node_that_was_stopped_does_not_take_up_the_puts_that_waited_for_it(fi
     assert five.values(first, KEY) == [b"x"]
 
 
+def test_a_forwarded_put_whose_owner_does_not_reach_the_others_is_tried_elsewhere(five):
+    """The node asked reaches them: a write must not fail for the coordinator that it chose (seed 1003459: a bridge)."""
+    (first, second, third), (outsider, other) = owners_of(five)
+    five.set_bucket(first, "0", w=3)
+    others = (second, third, other)
+    five.cut = {pair for name in others for pair in ((first, name), (name, first))}
+    assert five.put(outsider, KEY, b"x") is None
+    for name in others:
+        five.handle(first, PeerDown(name, "reset"))
+    for _ in range(8):  # then a fallback stands in for the first
+        five.advance(0.05)
+    assert five.replies[five.client].coordinator == second
+    five.heal()
+    assert values_of(five.get(second, KEY)) == [b"x"]
+
+
 def test_a_forwarded_put_that_nobody_can_take_is_unknown(five):
     """All have been tried, and some may have stamped it."""
     owners, (outsider, other) = owners_of(five)

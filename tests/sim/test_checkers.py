@@ -182,6 +182,17 @@ def test_a_process_reads_its_own_writes():
     assert checkers.check_sessions(history)[0] == []
 
 
+def test_an_owner_may_have_yet_to_drop_what_is_reaped():
+    """Another one has dropped it a moment before: a record that shows nothing and one that is gone are alike, others are not."""
+    history = story(["a1", "a2: a1"], tombstones="a2", finals={"n1": "a2", "n2": "a2"})
+    history.finals["n3"] = Final(None, ())
+    assert rules(checkers.check_convergence(history)) == ["C5"]
+    history.reaped[dot("a2")] = 99.0
+    assert checkers.check_convergence(history) == []
+    history.finals["n1"].live = True
+    assert rules(checkers.check_convergence(history)) == ["C5"]
+
+
 def test_owners_converge_to_the_same_canonical_bytes():
     """C5: other bytes are a violation even if they mean the same, and so are bytes that the encoder would not make."""
     assert rules(checkers.check_convergence(story(["a1"], finals={"n1": "a1", "n2": ""}))) == ["C5"]

@@ -32,6 +32,7 @@ class Observer:
         self.world = world
         self.histories: dict[str, KeyHistory] = {}
         self.leftovers: list[Leftover] = []
+        self._rotten: list[tuple[str, NodeId]] = []  # (key, owner) of records that fail their checksum, and nobody has read yet
         self._ledger = DotLedger()
         self._durability = DURABILITY[world.plan.durability]
 
@@ -125,19 +126,29 @@ class Observer:
         """Write into each history what the owners hold now, and gather what lies where it should not."""
         wall_ms = true_wall_ms(self.world.now)
         for key, history in sorted(self.histories.items()):
-            at = record_key(BUCKET, key.encode())
-            for node in self.owners(at):
-                sealed = self.world.hosts[node].store.get(Space.RECORDS, at)
-                record = opened(at, sealed)
-                canonical = sealed is None or versions.encode(record) == sealed[CHECKSUM_BYTES:]
-                final = Final(sealed, tuple(v.dot for v in record.versions), canonical)
-                final.live = bool(versions.siblings(record, wall_ms))
-                for version in record.versions:
-                    if version.value is not None:
-                        final.live_dots += (version.dot,)
-                        final.elements |= parse_value(version.value)[1]
-                history.finals[node] = final
+            for node in self.owners(record_key(BUCKET, key.encode())):
+                final = history.finals[node] = self._final(key, node, wall_ms)
+                if final.sealed is not None and not final.canonical:
+                    self._rotten.append((key, node))
         self.leftovers = [row for host in self.world.hosts.values() for row in self._leftovers_of(host)]
+
+    def collect_mended(self) -> None:
+        """Every key has been read by now: a record whose bits had flipped, unnoticed until then, must be whole again."""
+        for key, node in self._rotten:
+            self.histories[key].finals[node] = self._final(key, node, true_wall_ms(self.world.now))
+
+    def _final(self, key: str, node: NodeId, wall_ms: int) -> Final:
+        at = record_key(BUCKET, key.encode())
+        sealed = self.world.hosts[node].store.get(Space.RECORDS, at)
+        record = opened(at, sealed)
+        canonical = sealed is None or versions.encode(record) == sealed[CHECKSUM_BYTES:]
+        final = Final(sealed, tuple(v.dot for v in record.versions), canonical)
+        final.live = bool(versions.siblings(record, wall_ms))
+        for version in record.versions:
+            if version.value is not None:
+                final.live_dots += (version.dot,)
+                final.elements |= parse_value(version.value)[1]
+        return final
 
     def _leftovers_of(self, host: Host) -> list[Leftover]:
         """Records on nodes that do not own their keys, and hints."""

@@ -107,6 +107,7 @@ def _drive(world: World, workload: Workload) -> None:
     world.observer.collect_finals()
     workload.read_all()
     world.run_until(world.now + READ_S)
+    world.observer.collect_mended()
     workload.scan_all()
     world.run_until(world.now + SCAN_S)
 

@@ -51,6 +51,8 @@ from cartwheel.sim.world import World
 CLIENT_TIMEOUT_S = 4.0
 """Twice a node's own timeout, so that a node which lives answers in time."""
 TRIES_MAX = 4
+MEET_S = 1.0
+"""Where nothing disturbs, clients begin when all nodes are connected: before, fallbacks stand in for owners (premise 3)."""
 
 
 @dataclass(slots=True)
@@ -137,11 +139,11 @@ class Process:
         self.sessions: dict[str, Session] = {}
         self._kinds, self._weights = list(workload.mix), list(workload.mix.values())
         self._think_s = workload.world.plan.processes / workload.world.plan.ops_per_s
-        self._pause()
+        self._pause(MEET_S if self.world.plan.calm else 0.0)
 
-    def _pause(self) -> None:
+    def _pause(self, more_s: float = 0.0) -> None:
         if not self.workload.stopped:
-            self.world.later(self._pace.expovariate(1.0 / self._think_s), self._step)
+            self.world.later(more_s + self._pace.expovariate(1.0 / self._think_s), self._step)
 
     def _node(self) -> NodeId:
         """Where to send: mostly home, so that a client sees its own writes' coordinator; now and then it moves."""

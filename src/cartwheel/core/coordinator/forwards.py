@@ -1,7 +1,7 @@
 """Puts that this node hands to another one: no owner of the key itself, it lets one coordinate (section 4.5).
 
     asked to coordinate ──> forward to a healthy owner ──> relay its answer
-                                 │ it is lost, found silent, says that it can do nothing, or takes half of the time
+                                 │ it is lost, found silent, says that it does not reach W nodes, or takes half of the time
                                  └──> forward to the next one, once each; with none left, or little time, coordinate here
 
 A put is forwarded again only when nothing else is left, for the first one may have stamped it (as in Riak: its
@@ -67,9 +67,9 @@ class Forwarding:
         self.give_up()
 
     def answer(self, node: NodeId, result: Result) -> None:
-        """A coordinator's answer: relay it, unless it is that this node could do nothing, and another might."""
+        """A coordinator's answer: relay it, unless it is that this node does not reach enough others, and another might."""
         if isinstance(result, Failure):
-            if result.code is Code.NOQUORUM and not result.unknown:
+            if result.code is Code.NOQUORUM:
                 self.fail(node, result.text)
                 return
             # The network may repeat our Forward, and the owner take it then: only a refusal of our own is certain.
