@@ -37,7 +37,7 @@ REGRESSIONS = [
         "refusal of another node is relayed as 'unknown'.",
     ),
     Regression(
-        "memory-outlives-record", 50, 30.0,
+        "memory-outlives-record", 16, 30.0,
         "A put was stamped by a coordinator that then reached too few replicas, and lost its own record to bit rot. The retry "
         "was recognised by its request id, the record, empty now, was replicated, W replicas acknowledged it, and so did we: the "
         "write was on no disk at all. Now a remembered stamp counts only if the record still accounts for it.",

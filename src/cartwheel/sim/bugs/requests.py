@@ -13,17 +13,29 @@ from cartwheel.core.storage import Space
 from cartwheel.core.types import Clock, Dot, Durability, NodeId
 from cartwheel.core.versions import Record, Version
 from cartwheel.sim.bugs.registry import Patch, bug
+from cartwheel.sim.faults import Kind
 from cartwheel.sim.network import Weather
 
 _LOSSY = Weather(0.001, 0.01, loss=0.3, duplication=0.3, ordered=False)
 _AWFUL = Weather(0.001, 0.01, loss=0.6)
 _MIXED = Weather(0.001, 0.01, duplication=0.5, ordered=False)
 _LATE = Weather(0.001, 0.01, loss=0.05, duplication=0.5, ordered=False)
+_THREE: dict[str, Any] = {"nodes": ("n1", "n2", "n3"), "n": 3, "r": 2, "w": 2}
+"""Every node has every key, and nobody can stand in for another."""
 _CHAINS: dict[str, Any] = {
     "profile": "network", "nodes": ("n1", "n2", "n3"), "keys": 1, "r": 1, "w": 1, "processes": 40, "ops_per_s": 100.0,
     "weather": _LOSSY,
 }  # fmt: skip
 """Clients often know more than the node they write through."""
+
+
+_LATE_READS: dict[str, Any] = {
+    "profile": "calm", "nodes": ("n1", "n2", "n3", "n4"), "clock_offset_ms": (0,) * 4, "clock_drift": (0.0,) * 4,
+    "n": 3, "r": 3, "w": 1, "reconcile": "siblings", "workload": "registers", "keys": 5, "processes": 100,
+    "ops_per_s": 1000.0, "seconds": 8.0, "weather": Weather(0.001, 0.04, ordered=False),
+}  # fmt: skip
+"""Now and then an owner is late enough for a fallback to be asked, but there is so much traffic that its other answers keep it
+from being found silent; and a put is acknowledged by one owner. So no fallback counts, and gets are fresh."""
 
 
 # --- causality ---------------------------------------------------------------------------------------------------------
@@ -66,18 +78,8 @@ def blind_beside() -> list[Patch]:
     return [(puts.Puts, "_stamp", stamp)]
 
 
-@bug(
-    "C7",
-    trap=(
-        3,
-        5,
-    ),
-    profile="power",
-    keys=2,
-    sync_s=0.2,
-    processes=30,
-    weather=_LATE,
-)
+@bug("C7", trap=(3, 5), **_THREE, profile="power", mix=((Kind.STOP, 20.0), (Kind.POWER, 30.0)), keys=10, sync_s=0.2,
+     processes=30, ops_per_s=60.0)  # fmt: skip
 def clean_mark_stays() -> list[Patch]:
     """The mark of a clean stop is not taken off the disk at the start, so the next crash passes for a clean stop: the stint goes
     on though the node has forgotten dots that its replicas hold, and a fresh dot silently covers them (riak_kv#679)."""
@@ -249,7 +251,8 @@ def acks_counted_twice() -> list[Patch]:
     return [(quorum.Tally, "ack", ack)]
 
 
-@bug("C9", "invariant", trap=(20,), profile="crashes", keys=2, sync_s=0.1, ops_per_s=100.0, weather=_LATE)
+@bug("C9", "invariant", trap=(20,), **_THREE, profile="crashes", mix=((Kind.KILL, 60.0),), keys=3, durability="sync",
+     sync_s=0.1, processes=40, ops_per_s=300.0, weather=_LATE)  # fmt: skip
 def late_answer_matches() -> list[Patch]:
     """Request ids begin anew at each start: an ack that was asked for by the node's earlier life is taken for one of now."""
     real = local.Local.__init__
@@ -313,7 +316,7 @@ def shared_message_keeps_first() -> list[Patch]:
     return [(puts.Puts, "_replicate", replicate)]
 
 
-@bug("FRESH", "C3", trap=(17,), profile="calm", r=2, w=2)
+@bug("FRESH", "C3", trap=(17,), profile="calm", keys=3, r=2, w=2, processes=20, ops_per_s=60.0, weather=_MIXED)
 def answer_before_r() -> list[Patch]:
     """A get is answered at the first answer, whatever R is."""
     real = gets.Gets.start
@@ -322,6 +325,19 @@ def answer_before_r() -> list[Patch]:
         real(self, bucket, key, plan._replace(r=1), min(r, 1), *more, **named)
 
     return [(gets.Gets, "start", start)]
+
+
+@bug("FRESH", "C3", "C4", trap=(17, 34), **_LATE_READS)
+def empty_fallback_counts() -> list[Patch]:
+    """A fallback that was asked since an owner is late has never heard of the key, and that counts for R at once: the get shows
+    nothing, or too little, though the owner that has it lives and answers a moment later."""
+    real = gets.Reading.note
+
+    def note(self: gets.Reading, node: NodeId, sealed: bytes | None) -> None:
+        self.doubtful = []
+        real(self, node, sealed)
+
+    return [(gets.Reading, "note", note), (gets.Gets, "_nobody_can_know", lambda self, reading: False)]
 
 
 @bug("FRESH", "C3", trap=(17,), profile="calm", keys=1, r=2, w=2, processes=20, ops_per_s=100.0, weather=_MIXED)
@@ -337,7 +353,8 @@ def gets_share_too_long() -> list[Patch]:
     return [(gets.Gets, "get", get)]
 
 
-@bug("C2", trap=(5,), profile="power", keys=1, sync_s=0.3, processes=40, weather=_LOSSY)
+@bug("C2", trap=(5,), **{**_THREE, "r": 1}, profile="power", mix=((Kind.POWER, 30.0),), keys=10, sync_s=0.3, processes=40,
+     ops_per_s=100.0, weather=_LOSSY)  # fmt: skip
 def staged_is_shown() -> list[Patch]:
     """A get shows what is only staged, without waiting for its group: the value was seen, and the power cut takes it back."""
     return [(storage.Store, "pending", lambda self, space, key: Durability.MEMORY)]

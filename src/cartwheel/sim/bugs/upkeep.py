@@ -11,12 +11,13 @@ from cartwheel.core.coordinator import gets, puts, requests, targets
 from cartwheel.core.hints import Delivery, Hints
 from cartwheel.core.hintstore import HintStore
 from cartwheel.core.local import META_STINT
-from cartwheel.core.messages import HintDeliver, ReplicaRepair
+from cartwheel.core.messages import HintDeliver, HintTaken, ReapReady, ReplicaRepair
 from cartwheel.core.reaper import Candidate, Reaper
 from cartwheel.core.storage import CHECKSUM_BYTES, Space, Store, unseal
 from cartwheel.core.types import Clock, Dot, Durability, NodeId
 from cartwheel.core.versions import Record
 from cartwheel.sim.bugs.registry import Patch, bug
+from cartwheel.sim.faults import Kind
 from cartwheel.sim.network import Weather
 
 _LOSSY = Weather(0.001, 0.01, loss=0.3, duplication=0.3, ordered=False)
@@ -27,7 +28,27 @@ _FIVE: dict[str, Any] = {
 }  # fmt: skip
 _HANDOFF: dict[str, Any] = {**_FIVE, "keys": 3, "ops_per_s": 60.0}
 """Fallbacks have much to do."""
-_REAPING: dict[str, Any] = {"keys": 25, "reap_grace_s": 1.0, "workload": "registers"}
+_ONE_OWNER: dict[str, Any] = {
+    "profile": "sick disks", "nodes": ("n1", "n2", "n3"), "n": 1, "r": 1, "w": 1, "mix": ((Kind.SLOW_DISK, 30.0),), "victim": "",
+    "keys": 3, "ops_per_s": 60.0,
+}  # fmt: skip
+"""A fallback's hint is often the only copy, and its node, though slow, takes hints all the while."""
+_TWO_OWNERS: dict[str, Any] = {
+    "profile": "crashes", "nodes": ("n1", "n2", "n3"), "n": 2, "r": 1, "w": 2, "durability": "sync",
+    "mix": ((Kind.CUT, 40.0), (Kind.SLOW_DISK, 60.0)), "keys": 10, "processes": 80, "ops_per_s": 200.0,
+    "weather": Weather(0.001, 0.005),
+}  # fmt: skip
+"""A coordinator's own disk is slow, and it reaches the other owner so late that the fallback has delivered its hint."""
+_REAPING: dict[str, Any] = {
+    "keys": 60, "processes": 20, "ops_per_s": 60.0, "reap_grace_s": 1.0, "workload": "registers", "reconcile": "siblings",
+}  # fmt: skip
+_LONG_AWAY: dict[str, Any] = {
+    **_REAPING, "profile": "network", "nodes": ("n1", "n2", "n3"), "n": 3, "r": 2, "w": 2, "mix": ((Kind.PAUSE, 40.0),),
+    "keys": 150, "only": frozenset((p, step) for p in range(20) for step in range(40)),
+    "seconds": 80.0, "weather": _FINE,
+}  # fmt: skip
+"""Now and then an owner is away for longer than the quarantine, and nobody can keep hints for it. Clients soon stop, so that
+tombstones stay undisturbed for that long."""
 
 
 # --- hinted handoff ------------------------------------------------------------------------------------------------
@@ -79,6 +100,47 @@ def hint_taken_before_durable() -> list[Patch]:
         self._local.out[-1].hold = Durability.MEMORY  # type: ignore[union-attr]
 
     return [(Hints, "handle_deliver", deliver)]
+
+
+@bug("C2", "C1", "C6", "C9", "C7", trap=(12, 14), **{**_HANDOFF, "weather": _LATE})
+def late_hint_stale() -> list[Patch]:
+    """A hint takes the place of what its node holds by now: one that comes late, or twice, brings back an older state."""
+    real = Hints.handle_deliver
+
+    def deliver(self: Hints, src: NodeId, message: HintDeliver) -> None:
+        place: Any = self._local
+
+        def replace(record_key: bytes, sealed: bytes, durability: Durability) -> None:
+            record = versions.decode(unseal(record_key, sealed))
+            place.write_sealed(record_key, place.read_record(record_key), record, sealed, durability)
+
+        place.absorb = replace
+        real(self, src, message)
+        del place.absorb
+
+    return [(Hints, "handle_deliver", deliver)]
+
+
+@bug("C2", "C1", "C6", trap=(14,), **_ONE_OWNER)
+def changed_hint_removed() -> list[Patch]:
+    """When a node has told that it has its hints, they are removed, though one was written again since it was sent: the newer
+    write is gone, and it may have been the only copy."""
+    real = Hints.handle_taken
+
+    def taken(self: Hints, src: NodeId, message: HintTaken) -> None:
+        delivery = self._deliveries.get(src)
+        if delivery is not None:
+            rows = [(key, self._store.get(src, key)) for key, _ in delivery.rows]
+            delivery.rows = [(key, kept) for key, kept in rows if kept is not None]
+        real(self, src, message)
+
+    return [(Hints, "handle_taken", taken)]
+
+
+@bug("C9", trap=(19,), **_TWO_OWNERS)
+def slot_counted_twice() -> list[Patch]:
+    """An owner and the fallback that stands in for it count as two: once the hint is delivered they are one copy."""
+    return [(puts.Writing, "_twin", lambda self, node: None)]
 
 
 @bug("C7", trap=(3,), **_HANDOFF)
@@ -140,7 +202,7 @@ def nobody_is_late() -> list[Patch]:
 # --- repair --------------------------------------------------------------------------------------------------------
 
 
-@bug("C2", "C1", "C6", "C9", trap=(15,), profile="network", keys=3, ops_per_s=60.0)
+@bug("C2", "C1", "C6", "C9", trap=(15,), profile="network", keys=25, ops_per_s=60.0)
 def exchange_overwrites() -> list[Patch]:
     """Anti-entropy puts the other node's record in place of ours, instead of merging them."""
 
@@ -252,6 +314,19 @@ def delete_takes_all() -> list[Patch]:
 # --- reaping -------------------------------------------------------------------------------------------------------
 
 
+def _new_stint() -> Patch:
+    """A node that reaps a dot of its own goes on as a new stint. It need not; but C7 takes the next dot of an old one on that key
+    for amnesia, and would speak before any harm is to be seen."""
+    real = local.Local.remove_record
+
+    def remove_record(self: local.Local, record_key: bytes, old: Record, was: bytes) -> None:
+        real(self, record_key, old, was)
+        if self.actor in old.clock:
+            self.start_stint("reaped")
+
+    return local.Local, "remove_record", remove_record
+
+
 def _one_round() -> Patch:
     """One round is enough: a run is too short for the quarantine while faults strike."""
     real = Reaper._ask
@@ -264,31 +339,46 @@ def _one_round() -> Patch:
     return Reaper, "_ask", ask
 
 
-@bug("C6", "C2", "C5", "C7", trap=(10,), profile="network", weather=_LATE, **_REAPING)
+@bug("C6", "C2", "C5", trap=(10,), profile="network", weather=_LATE, **_REAPING)
 def reaped_without_quarantine() -> list[Patch]:
     """One round is enough: an old write that was still on its way arrives after it."""
-    return [_one_round()]
+    return [_one_round(), _new_stint()]
 
 
-@bug("C6", "C2", "C5", "C7", trap=(11,), **{**_HANDOFF, **_REAPING})
+@bug("C6", "C2", "C5", trap=(11,), **{**_HANDOFF, **_REAPING})
 def reap_ignores_hints() -> list[Patch]:
-    """Nobody asks for hints: one is delivered after the tombstone is gone, and the old value is back."""
-    return [(HintStore, "holds_any", lambda self, record_keys: [False for _ in record_keys]), _one_round()]
+    """Nobody asks for hints: one is delivered after the tombstone is gone, and the old value is back. (Without the quarantine,
+    too: in a run no holder that answers is kept from its hints' node for longer than that.)"""
+    return [
+        (HintStore, "holds_any", lambda self, record_keys: [False for _ in record_keys]),
+        _one_round(),
+        _new_stint(),
+    ]
 
 
-@bug("C6", "C2", "C5", "C7", trap=(10, 11), **_FIVE, **_REAPING)
+@bug("C6", "C2", "C5", trap=(10, 11), **_LONG_AWAY)
 def reap_ignores_absent() -> list[Patch]:
-    """Who cannot be reached is not asked: it comes back with the value that the tombstone had covered."""
+    """Whoever does not answer is not waited for: it comes back with the value that the tombstone had covered."""
+    real = Reaper.handle_tick
+
+    def tick(self: Reaper) -> None:
+        asked = self._round
+        if asked is not None and self._local.now_s - asked.asked_s > 1.0:
+            for node in sorted(asked.waiting):
+                self.handle_ready(node, ReapReady(asked.id, []))
+        real(self)
+
+    return [(Reaper, "handle_tick", tick), _new_stint()]
+
+
+@bug("C6", "C2", "C5", trap=(10,), **_LONG_AWAY)
+def one_owner_reaps() -> list[Patch]:
+    """What its first owner finds dead is reaped: nobody else is asked."""
     real = Reaper._ask
 
     def ask(self: Reaper, number: int, candidates: list[Candidate]) -> None:
-        place = self._local
-        assert place.ring is not None
-        reachable, place.reachable = place.reachable, set(place.ring.members)
         real(self, number, candidates)
-        place.reachable = reachable
         if self._round is not None:
-            self._round.number = 2
-            self._round.waiting &= {*reachable, place.node}
+            self._round.waiting = {self._local.node}
 
-    return [(Reaper, "_ask", ask)]
+    return [(Reaper, "_ask", ask), _new_stint()]
