@@ -27,8 +27,9 @@ would be a false sibling, or a deleted value risen again. Checking costs O(1) bi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from cartwheel.core import messages
 from cartwheel.core.errors import Code
 from cartwheel.core.types import Dot, NodeId
 from cartwheel.sim.history import Final, KeyHistory, Leftover, Mint, Status, Try, Violation, dot_text
@@ -296,6 +297,8 @@ def check_available(tries: Iterable[Try], disturbed: Sequence[tuple[float, float
     for attempt in tries:
         if attempt.status is Status.OK or attempt.code not in {Code.NOQUORUM, None}:
             continue
+        if any(word in attempt.text for word in EXCUSES):
+            continue
         if any(start <= attempt.completed_at and attempt.invoked_at <= end for start, end in disturbed):
             continue
         why = f"{attempt.code} {attempt.text}" if attempt.code else "no answer"
@@ -330,6 +333,16 @@ def check_served(tries: Iterable[Try], reach: Reach, nodes: Sequence[NodeId], w:
 
 EXCUSES = ("clock", "disk")
 """Words in the text of a refusal that name another reason than missing nodes."""
+
+
+def check_views(views: Mapping[NodeId, messages.Status]) -> list[Violation]:
+    """UP: long after healing each node finds each other one well again."""
+    return [
+        Violation("UP", "", f"{name} finds {member.node} {member.state} long after healing: {member.reason}")
+        for name, view in sorted(views.items())
+        for member in view.members
+        if member.node != name and member.state != "up"
+    ]
 
 
 def check_rejected(history: KeyHistory) -> list[Violation]:

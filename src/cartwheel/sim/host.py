@@ -131,6 +131,7 @@ class Host:
         self._turn_s = 0.0  # the node's time in this turn, between two sendings; 0: no turn is under way
         self._last_s = 0.0
         self._space_at = 0.0  # when to report the disk's space again
+        self.told_full = False  # the node has been told that its disk is nearly full
 
     # --- life ---
 
@@ -138,7 +139,7 @@ class Host:
         """Begin a process on what the disk holds; ``start`` follows."""
         assert not self.running
         self.life += 1
-        self.starting = True
+        self.starting, self.told_full = True, False
         self.store = WatchedStore(self)
         self.boot_nonce = self.dice.getrandbits(32)
         self.node = Node(
@@ -219,6 +220,7 @@ class Host:
         if self.running and self.world.now >= self._space_at:
             self._space_at = self.world.now + 1.0
             self.handle(DiskSpace(self.disk.used))
+            self.told_full = self.disk.used >= self.node.local.config.disk_used_max
 
     def peer_up(self, node: NodeId) -> None:
         """The transport has a connection."""

@@ -52,6 +52,12 @@ class DotLedger:
                 wrong.append(("C7", f"{node} stages {dot_text(dot)} with {version!r}; it was minted with {known[1]!r}"))
         return minted, wrong
 
+    def reaped(self, record_key: bytes, actor: Actor, record: Record) -> None:
+        """The node that goes by ``actor`` has dropped this record, dead everywhere: it need not account for it any more."""
+        at = record_key, actor
+        if self._last_on_key.get(at, -1) <= record.clock.get(actor, -1):
+            self._last_on_key.pop(at, None)
+
     def _mint(
         self, node: NodeId, boot: int, record_key: bytes, before: Record, version: Version
     ) -> list[tuple[str, str]]:

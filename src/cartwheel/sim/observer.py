@@ -32,7 +32,9 @@ class Observer:
         self.world = world
         self.histories: dict[str, KeyHistory] = {}
         self.leftovers: list[Leftover] = []
-        self._rotten: list[tuple[str, NodeId]] = []  # (key, owner) of records that fail their checksum, and nobody has read yet
+        self._rotten: list[
+            tuple[str, NodeId]
+        ] = []  # (key, owner) of records that fail their checksum, and nobody has read yet
         self._ledger = DotLedger()
         self._durability = DURABILITY[world.plan.durability]
 
@@ -79,6 +81,7 @@ class Observer:
         held = opened(at, host.store.get(Space.RECORDS, at))
         name = split_record_key(at)[1].decode()
         self.world.marks["reaped"] += 1
+        self._ledger.reaped(at, host.node.local.actor, held)
         for version in held.versions:
             self.key_history(name).reaped.setdefault(version.dot, self.world.now)
             expired = 0 < version.expires_at_ms <= true_wall_ms(self.world.now)
@@ -94,6 +97,8 @@ class Observer:
         if (version.value, version.expires_at_ms) != (write.value, write.expires_at_ms):
             text = f"{host.name} mints {version!r} for write #{write.id}, which asked for {write.value!r}"
             world.violate("C7", key, text)
+        if version.value is not None and host.told_full:
+            world.violate("FULL", key, f"{host.name} mints {version!r}, though its disk is nearly full")
         replaced = write.read or ()
         if write.read is None or world.plan.reconcile == "lww":
             replaced += tuple(v.dot for v in held.versions)

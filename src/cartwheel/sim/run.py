@@ -141,6 +141,7 @@ def judge(world: World, workload: Workload) -> list[Violation]:
     epochs = {host.node.epoch.hex()[:8]: name for name, host in world.hosts.items()}
     if len(epochs) > 1:
         found.append(Violation("C5", "", f"nodes differ over the membership after healing: {epochs}"))
+    found += checkers.check_views({name: host.node.status() for name, host in world.hosts.items()})
     if plan.calm:
         found += checkers.check_available(workload.tries, [(0.0, 3.0)])
     if not plan.weather.loss and plan.sync_s <= SYNC_S_SERVED:

@@ -8,6 +8,7 @@ from typing import Any
 from cartwheel.core import local, node, replica, summary, versions
 from cartwheel.core.antientropy import rows as ae_rows
 from cartwheel.core.coordinator import gets, puts, requests, targets
+from cartwheel.core.failure import Detector
 from cartwheel.core.hints import Delivery, Hints
 from cartwheel.core.hintstore import HintStore
 from cartwheel.core.local import META_STINT
@@ -314,19 +315,6 @@ def delete_takes_all() -> list[Patch]:
 # --- reaping -------------------------------------------------------------------------------------------------------
 
 
-def _new_stint() -> Patch:
-    """A node that reaps a dot of its own goes on as a new stint. It need not; but C7 takes the next dot of an old one on that key
-    for amnesia, and would speak before any harm is to be seen."""
-    real = local.Local.remove_record
-
-    def remove_record(self: local.Local, record_key: bytes, old: Record, was: bytes) -> None:
-        real(self, record_key, old, was)
-        if self.actor in old.clock:
-            self.start_stint("reaped")
-
-    return local.Local, "remove_record", remove_record
-
-
 def _one_round() -> Patch:
     """One round is enough: a run is too short for the quarantine while faults strike."""
     real = Reaper._ask
@@ -339,10 +327,10 @@ def _one_round() -> Patch:
     return Reaper, "_ask", ask
 
 
-@bug("C6", "C2", "C5", trap=(10,), profile="network", weather=_LATE, **_REAPING)
+@bug("C6", "C2", "C5", "C7", trap=(10,), profile="network", weather=_LATE, **_REAPING)
 def reaped_without_quarantine() -> list[Patch]:
-    """One round is enough: an old write that was still on its way arrives after it."""
-    return [_one_round(), _new_stint()]
+    """One round is enough: an old write that was still on its way arrives after it, and is stamped or stored again."""
+    return [_one_round()]
 
 
 @bug("C6", "C2", "C5", trap=(11,), **{**_HANDOFF, **_REAPING})
@@ -352,7 +340,6 @@ def reap_ignores_hints() -> list[Patch]:
     return [
         (HintStore, "holds_any", lambda self, record_keys: [False for _ in record_keys]),
         _one_round(),
-        _new_stint(),
     ]
 
 
@@ -368,7 +355,7 @@ def reap_ignores_absent() -> list[Patch]:
                 self.handle_ready(node, ReapReady(asked.id, []))
         real(self)
 
-    return [(Reaper, "handle_tick", tick), _new_stint()]
+    return [(Reaper, "handle_tick", tick)]
 
 
 @bug("C6", "C2", "C5", trap=(10,), **_LONG_AWAY)
@@ -381,4 +368,27 @@ def one_owner_reaps() -> list[Patch]:
         if self._round is not None:
             self._round.waiting = {self._local.node}
 
-    return [(Reaper, "_ask", ask), _new_stint()]
+    return [(Reaper, "_ask", ask)]
+
+
+# --- failure detection -------------------------------------------------------------------------------------------------
+
+
+@bug("FULL", trap=(33,), profile="sick disks")
+def full_disk_ignored() -> list[Patch]:
+    """A node goes on taking values on a disk that is nearly full: soon it can take nothing, not even deletes."""
+    return [(Detector, "handle_disk", lambda self, event: None)]
+
+
+@bug("UP", trap=(29, 35), profile="network")
+def silent_for_ever() -> list[Patch]:
+    """A node that was once found silent is not probed: nobody finds out that it is back."""
+    real = Detector._probe
+
+    def probe(self: Detector, node: NodeId, answers: Any) -> None:
+        if answers.ok:
+            real(self, node, answers)
+        else:
+            answers.probed_s = self._local.now_s
+
+    return [(Detector, "_probe", probe)]
