@@ -65,7 +65,7 @@ def test_what_can_be_read_is_kept(tmp_path, parts):
     engine.close()
     engine = RocksEngine(path)
     assert not salvage.is_marked(path)
-    assert sorted(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "engine.unreadable"]
     kept = everything(engine, Space.RECORDS)
     assert kept.pop(b"\xff" * 16 + b"\x01bnew") == b"new"
     assert kept.items() <= records.items()
@@ -136,6 +136,7 @@ def test_without_damage_all_is_kept(tmp_path):
     engine = RocksEngine(path)
     assert everything(engine, Space.RECORDS) == records
     assert everything(engine, Space.HINTS) == hints
+    assert sorted(tmp_path.iterdir()) == [path]
     engine.close()
 
 
@@ -164,8 +165,18 @@ def test_a_power_cut_on_the_way(tmp_path, step):
     kept = everything(engine, Space.RECORDS)
     assert kept.items() < records.items()
     assert len(kept) > 2900
-    assert sorted(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "engine.unreadable"]
     engine.close()
+
+
+def test_a_database_that_cannot_be_opened_says_what_to_do(tmp_path):
+    """Its list of files is damaged."""
+    path = tmp_path / "engine"
+    filled(path)
+    (manifest,) = path.glob("MANIFEST-*")
+    damage(manifest, 0.5)
+    with pytest.raises(StorageFailed, match="start the node on an empty directory"):
+        RocksEngine(path)
 
 
 def test_a_compaction_that_meets_damage_stops_writes_and_marks(tmp_path, monkeypatch):

@@ -149,7 +149,10 @@ class RocksEngine:
             self._families = tuple(self._db.get_column_family(name) for name in families)
             self._handles = tuple(self._db.get_column_family_handle(name) for name in families)
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
-            raise self._storage_failed("cannot be opened", error) from None
+            advice = (
+                "; start the node on an empty directory: the other nodes will fill it" if DAMAGED in str(error) else ""
+            )
+            raise self._storage_failed("cannot be opened", f"{error}{advice}") from None
         self._gets = tuple(family.get for family in self._families)
         self._write_options = WriteOptions()
         self._write_options.no_slowdown = True
@@ -303,5 +306,11 @@ def _salvage(path: Path) -> None:
             target.close()
     finally:
         source.close()
-    salvage.swap(path)
-    log.warning("kept %d rows; %d stretches could not be read: the other nodes have copies of those", rows, holes)
+    salvage.swap(path, keep=holes > 0)
+    log.warning("kept %d rows; %d stretches could not be read", rows, holes)
+    if holes:
+        where = salvage.unreadable_path(path)
+        log.warning(
+            "the other nodes have copies of those; when 'cartwheel verify' finds all replicas identical, remove %s",
+            where,
+        )

@@ -7,7 +7,8 @@ and the next start **salvages** it before anything is served:
 
     engine.damaged       the mark: an empty file beside the directory
     engine.salvaged/     everything that can be read, as a new database
-    engine.old/          the damaged one, from the swap to the end
+    engine.old/          the damaged one, during the swap
+    engine.unreadable/   the same, kept if something of it could not be read: a cluster of one node has no other copy
 
 Records and hints in damaged blocks are gone, as if the disk had lost them: the others hold copies. Facts (``Space.META``) must
 all be there, except those that may be lost (``SPARE``): what a node knows of itself is nowhere else. The mark of a clean stop
@@ -63,6 +64,11 @@ def _old(path: Path) -> Path:
     return path.with_name(path.name + ".old")
 
 
+def unreadable_path(path: Path) -> Path:
+    """Where a damaged database is kept."""
+    return path.with_name(path.name + ".unreadable")
+
+
 def mark(path: Path) -> None:
     """The database at ``path`` has a damaged block: salvage it at the next start. Best effort: it will be met again."""
     try:
@@ -87,7 +93,8 @@ def finish(path: Path) -> None:
         if new.exists():
             shutil.rmtree(path, ignore_errors=True)  # empty, if it is there at all
             _rename(new, path)
-        shutil.rmtree(old)
+        shutil.rmtree(unreadable_path(path), ignore_errors=True)
+        _rename(old, unreadable_path(path))
         _mark(path).unlink(missing_ok=True)
     elif new.exists():
         shutil.rmtree(new)
@@ -115,10 +122,12 @@ def copy_readable(source: Source, target: Target) -> tuple[int, int]:
     return rows, holes
 
 
-def swap(path: Path) -> None:
-    """Put the salvaged database, which is closed and on the disk, in the place of the damaged one."""
+def swap(path: Path, *, keep: bool) -> None:
+    """Put the salvaged database, which is closed and on the disk, in the place of the damaged one, which is kept or removed."""
     _rename(path, _old(path))
     finish(path)
+    if not keep:
+        shutil.rmtree(unreadable_path(path))
 
 
 def _rename(path: Path, to: Path) -> None:
