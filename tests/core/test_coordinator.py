@@ -527,6 +527,20 @@ def test_a_forwarded_put_whose_owner_does_not_reach_the_others_is_tried_elsewher
     assert values_of(five.get(second, KEY)) == [b"x"]
 
 
+def test_a_node_between_owners_that_do_not_reach_each_other_coordinates_itself(five):
+    """When each of them has failed, it is the last that may reach enough (the planted bug's seed 6)."""
+    owners, (outsider, other) = owners_of(five)
+    five.set_bucket(outsider, "0", w=3)
+    halves = [(a, b) for a in (*owners, other) for b in (*owners, other) if a != b]
+    five.cut = set(halves)
+    assert five.put(outsider, KEY, b"x") is None
+    for a, b in halves:
+        five.handle(a, PeerDown(b, "reset"))
+    assert five.replies[five.client].coordinator == outsider
+    five.heal()
+    assert values_of(five.get(owners[0], KEY)) == [b"x"]
+
+
 def test_a_forwarded_put_that_nobody_can_take_is_unknown(five):
     """All have been tried, and some may have stamped it."""
     owners, (outsider, other) = owners_of(five)

@@ -70,6 +70,7 @@ CAUGHT_AT = {
     "roots-always-equal": 1,
     "server-clock": 0,
     "shared-message-keeps-first": 0,
+    "shortfall-relayed": 6,
     "silent-for-ever": 0,
     "slot-counted-twice": 1,
     "staged-is-shown": 1,

@@ -413,6 +413,22 @@ def refusal_relayed() -> list[Patch]:
     return [(forwards.Forwarding, "answer", answer)]
 
 
+@bug("C8", trap=(29,), profile="network", nodes=("n1", "n2", "n3", "n4"), n=3, r=1, w=3, mix=((Kind.FLAP, 60.0),), processes=40,
+     ops_per_s=100.0, weather=Weather(0.001, 0.005), clock_offset_ms=(0,) * 4, clock_drift=(0.0,) * 4)  # fmt: skip
+def shortfall_relayed() -> list[Patch]:
+    """Ours: the owner that was asked to coordinate does not reach W nodes, and its failure is relayed, though the node that asked
+    it stands between two halves and reaches them itself (seed 1003459)."""
+    real = forwards.Forwarding.answer
+
+    def answer(self: forwards.Forwarding, node: NodeId, result: Result) -> None:
+        if isinstance(result, Failure) and result.unknown:
+            self.end(result)
+        else:
+            real(self, node, result)
+
+    return [(forwards.Forwarding, "answer", answer)]
+
+
 @bug("TTL", trap=(28,))
 def expired_is_shown() -> list[Patch]:
     """Nobody looks at the time when a value expires."""
