@@ -284,6 +284,8 @@ def test_logs_print_and_follow(dev):
             stdout=output,
             stderr=subprocess.DEVNULL,
             env=environment(dev.home),
+            # Who runs the tests in the background of a script has SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - we have no threads
         )
     wait_until(lambda: b"is serving" in seen.read_bytes(), "the log so far")
     with (dev.directory / "n1" / "log").open("ab") as log:
