@@ -60,7 +60,8 @@ class Premise:
         for fault in self._cuts:
             if fault.start < end and fault.end > start:
                 cut.update(fault.links)
-        able = [each for each in self._nodes if each not in away | _within(self._full, start, end)]
+        unable = away | _within(self._full, start, end)
+        able = (each for each in self._nodes if each not in unable)
         return sum((node, each) not in cut and (each, node) not in cut for each in able)
 
 

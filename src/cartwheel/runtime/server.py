@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cartwheel.core.config import BucketProps, Config
-from cartwheel.core.errors import CorruptData, StorageFailed
+from cartwheel.core.errors import CorruptData
 from cartwheel.core.messages import Status
 from cartwheel.core.node import Node
 from cartwheel.core.ring import Change, ChangeKind, History, Member
@@ -29,6 +29,7 @@ from cartwheel.core.types import Crowd
 from cartwheel.runtime.datadir import DataDir, open_datadir
 from cartwheel.runtime.diskspace import watch_disk
 from cartwheel.runtime.driver import Driver, wall_ms
+from cartwheel.runtime.engines.salvage import facts_lost
 from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 from cartwheel.runtime.resp.server import RespServer
 from cartwheel.runtime.settings import ServerSettings, join_address
@@ -134,14 +135,11 @@ class Server:
 
 @contextmanager
 def _own_facts() -> Iterator[None]:
-    """A damaged record is fetched from the other nodes, but what a node knows of itself is nowhere else."""
+    """What is read in here must be readable."""
     try:
         yield
     except CorruptData as error:
-        raise StorageFailed(
-            f"{error}. What this node knows of itself cannot be read, so it cannot go on with this data. Look at the disk, then "
-            "start the node on an empty directory: the other nodes will fill it"
-        ) from error
+        raise facts_lost(error) from error
 
 
 def core_config(settings: ServerSettings) -> Config:

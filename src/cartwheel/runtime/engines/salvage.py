@@ -56,7 +56,8 @@ def _mark(path: Path) -> Path:
     return path.with_name(path.name + ".damaged")
 
 
-def _new(path: Path) -> Path:
+def target_path(path: Path) -> Path:
+    """Where to write the new database."""
     return path.with_name(path.name + ".salvaged")
 
 
@@ -67,6 +68,14 @@ def _old(path: Path) -> Path:
 def unreadable_path(path: Path) -> Path:
     """Where a damaged database is kept."""
     return path.with_name(path.name + ".unreadable")
+
+
+def facts_lost(error: CorruptData) -> StorageFailed:
+    """A damaged record is fetched from the other nodes, but what a node knows of itself is nowhere else."""
+    return StorageFailed(
+        f"{error}. What this node knows of itself cannot be read, so it cannot go on with this data. Look at the disk, then "
+        "start the node on an empty directory: the other nodes will fill it"
+    )
 
 
 def mark(path: Path) -> None:
@@ -88,7 +97,7 @@ def finish(path: Path) -> None:
     Raises:
         OSError: the directory cannot be written.
     """
-    new, old = _new(path), _old(path)
+    new, old = target_path(path), _old(path)
     if old.exists():  # so the new one was complete
         if new.exists():
             shutil.rmtree(path, ignore_errors=True)  # empty, if it is there at all
@@ -140,11 +149,6 @@ def _rename(path: Path, to: Path) -> None:
         os.close(folder)
 
 
-def target_path(path: Path) -> Path:
-    """Where to write the new database."""
-    return _new(path)
-
-
 def _spaces(space: Space, batch: Writes) -> list[Writes]:
     return [batch if each is space else {} for each in Space]
 
@@ -160,10 +164,7 @@ def _readable(source: Source, space: Space) -> Iterator[Row | None]:
             return
         except CorruptData as error:
             if space is Space.META:
-                raise StorageFailed(
-                    f"{error}. What this node knows of itself cannot be read, so it cannot go on with this data. Look at the "
-                    "disk, then start the node on an empty directory: the other nodes will fill it"
-                ) from error
+                raise facts_lost(error) from error
             yield None
             start = _end_of_damage(source, space, start)
 
