@@ -21,6 +21,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 CORE_FLOORS = [
     {"types", "errors", "config"},
     {"clock", "versions", "context", "ring", "quorum", "merkle"},
+    {"placement"},
     {"messages", "storage", "hot"},
     {"hintstore"},
     {"local"},

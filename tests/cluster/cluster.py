@@ -10,15 +10,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.cli.harness import invoke
 
 from cartwheel.client.resp import Connection
 from cartwheel.core.errors import CartwheelError
 
 DEADLINE_S = 60.0
 """Generous: it only bounds how long a broken test hangs."""
+
+
+def environment() -> dict[str, str]:
+    """An environment without settings of the developer's own."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("CARTWHEEL_")}
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -48,13 +55,16 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """``size`` nodes, numbered from 1, on ports from the system, with their data under ``folder``."""
+    """``size`` founding nodes, numbered from 1, on ports from the system, with their data under ``folder``. Up to ``more`` others
+    can be started to join them, numbered on from there."""
 
     def __init__(
         self,
         folder: Path,
         *,
         size: int = 3,
+        more: int = 0,
+        zones: Mapping[int, str] | None = None,
         engine: str = "rocksdb",
         program: Sequence[str] = ("-m", "cartwheel"),
         **settings: str,
@@ -62,11 +72,14 @@ class Cluster:
         self.folder = folder
         self._program = program  # what Python is to run
         self.numbers = list(range(1, size + 1))
-        ports = free_ports(2 * size)
-        self.resp_port = dict(zip(self.numbers, ports[:size], strict=True))
-        self.peer_port = dict(zip(self.numbers, ports[size:], strict=True))
+        everyone = range(1, size + more + 1)
+        ports = free_ports(2 * len(everyone))
+        self.resp_port = dict(zip(everyone, ports[: len(everyone)], strict=True))
+        self.peer_port = dict(zip(everyone, ports[len(everyone) :], strict=True))
+        self._zones = zones or {}
         self._engine = engine
         self._settings = settings
+        self._joins: dict[int, str] = {}  # the seeds of those that do not found the cluster
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         secret = folder / "secret"
         secret.touch(mode=0o600)
@@ -84,30 +97,105 @@ class Cluster:
         for process in self._processes.values():
             process.wait()
 
-    def start(self, number: int) -> None:
-        """Start a node that does not run."""
-        members = ",".join(f"n{k}=127.0.0.1:{self.peer_port[k]}" for k in self.numbers)
+    def start(self, number: int, **flags: str) -> None:
+        """Start a node that does not run. ``flags`` override its own; one whose value is "" is a flag without a value."""
+        command = self._command({**self.flags(number), **flags})
+        with self.log(number).open("ab") as log:
+            self._processes[number] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment()
+            )
+
+    def _command(self, flags: Mapping[str, str]) -> list[str]:
+        command = [sys.executable, *self._program, "start"]
+        for name, value in flags.items():
+            flag = "--" + name.replace("_", "-")
+            command += [flag, value] if value else [flag]
+        return command
+
+    def try_start(self, flags: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Start a process that is expected to refuse, and wait for its end."""
+        return subprocess.run(
+            self._command(flags),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+    def flags(self, number: int) -> dict[str, str]:
+        """What a node is started with."""
         flags = {
             "node": f"n{number}",
             "data": str(self.folder / f"n{number}"),
             "engine": self._engine,
-            "resp-port": str(self.resp_port[number]),
-            "initial-cluster": members,
-            "secret-file": str(self.folder / "secret"),
+            "resp_port": str(self.resp_port[number]),
+            "secret_file": str(self.folder / "secret"),
             **self._settings,
         }
-        command = [sys.executable, *self._program, "start"]
-        for name, value in flags.items():
-            command += [f"--{name}", value] if value else [f"--{name}"]
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("CARTWHEEL_")}
-        with self.log(number).open("ab") as log:
-            self._processes[number] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environ
-            )
+        if number in self._joins:
+            return {**flags, "peer_port": str(self.peer_port[number]), "join": self._joins[number]}
+        return {**flags, "initial_cluster": self.founders()}
+
+    def founders(self) -> str:
+        """The list of those that found the cluster."""
+        return ",".join(
+            f"n{k}=127.0.0.1:{self.peer_port[k]}" + (f"/zone={self._zones[k]}" if k in self._zones else "")
+            for k in self.numbers
+        )
+
+    def seed(self, *numbers: int) -> str:
+        """Their ports for peers, as ``--join`` wants them."""
+        return ",".join(f"127.0.0.1:{self.peer_port[k]}" for k in numbers)
+
+    def join(self, number: int, *knowing: int, seeds: str = "", **flags: str) -> None:
+        """Start one of the further nodes, and wait until these know its wish. They are its seeds, unless others are given."""
+        self._joins[number] = seeds or self.seed(*knowing)
+        self.start(number, **flags)
+        self.wait_staged(f"n{number} joins", *knowing)
+
+    def wait_staged(self, words: str, *numbers: int) -> None:
+        """Wait until these nodes know of such a staged change."""
+
+        def known() -> bool:
+            return all(any(words in change for change in self.plan(k)["changes"]) for k in numbers)
+
+        wait_until(known, f"{words!r} is staged; logs in {self.folder}")
+
+    def plan(self, number: int) -> dict[str, Any]:
+        """What the staged changes would do, as a node tells."""
+        found: dict[str, Any] = json.loads(self.call(number, "CW.CLUSTER", "PLAN", "JSON"))
+        return found
+
+    def commit(self, number: int, *words: str) -> str:
+        """Carry out what is staged."""
+        return str(self.call(number, "CW.CLUSTER", "COMMIT", *words), "utf-8")
+
+    def wait_settled(self, members: Iterable[int], also: Iterable[int] = ()) -> None:
+        """Wait until these are the members in everyone's eyes, and nothing is handed over any more, nor to be removed.
+
+        Args:
+            also: nodes that run, and are no members.
+        """
+        members, names = list(members), {f"n{k}" for k in members}
+
+        def settled() -> bool:
+            views = [self.status(k) for k in [*members, *also]]
+            transfers = [view["transfer"] for view in views]
+            return all(
+                {m["node"] for m in view["members"]} == names and not view["leaving"] for view in views
+            ) and not any(each["gains"] or each["leftovers"] for each in transfers)
+
+        wait_until(settled, f"{sorted(names)} have everything; logs in {self.folder}")
 
     def log(self, number: int) -> Path:
         """A node's output, of all its lives."""
         return self.folder / f"n{number}.log"
+
+    def logs(self) -> str:
+        """All that the nodes printed, for the report of a failure."""
+        return "\n".join(self.log(k).read_text() for k in self.resp_port if self.log(k).exists())
 
     def kill(self, number: int) -> None:
         """kill -9."""
@@ -139,6 +227,13 @@ class Cluster:
         """One command on a connection of its own."""
         with self.connect(number) as connection:
             return connection.call(*args)
+
+    def cli(self, number: int, *arguments: str | int) -> subprocess.CompletedProcess[str]:
+        """A client command, sent to a node."""
+        done: subprocess.CompletedProcess[str] = invoke(
+            *arguments, "--node", f"127.0.0.1:{self.resp_port[number]}", home=self.folder
+        )
+        return done
 
     def status(self, number: int) -> dict[str, Any]:
         """A node's view."""

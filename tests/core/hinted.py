@@ -37,6 +37,13 @@ def hint(wire, key, record, *, holder="a", intended="d", bucket="0", durability=
     return True if ReplicaWrote in kinds else False if ReplicaRefused in kinds else None
 
 
+def owned_by(wire, *, owner, owned, n=3):
+    """A key that a node owns, or does not."""
+    local = wire.nodes["a"].local
+    keys = (b"%d" % i for i in range(1000))
+    return next(key for key in keys if (owner in local.owners(record_key("0", key), n)) is owned)
+
+
 def totals(wire, holder="a"):
     """What a node keeps: intended node -> hints."""
     return {node: total.hints for node, total in wire.nodes[holder].local.hints.totals.items()}

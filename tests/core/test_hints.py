@@ -10,6 +10,7 @@ from tests.core.hinted import (
     keep_own,
     mint_here,
     on_disk,
+    owned_by,
     pass_seconds,
     record_of,
     totals,
@@ -281,6 +282,16 @@ def test_damaged_rows_are_refused_by_name(wire):
 
 # --- pace ---
 
+HOLDERS = [f"h{i:02}" for i in range(50)]
+
+
+@pytest.fixture
+def crowd():
+    """The same in a cluster of many: d is away, and of the others only three run."""
+    made = cluster(absent=[*"hijk", *HOLDERS], disk_used_max=0.9)
+    made.crash("d")
+    return made
+
 
 def offers(wire, holders, count=1000):
     """Many holders offer at one moment; the credits that each got."""
@@ -290,86 +301,85 @@ def offers(wire, holders, count=1000):
     return {dst: message.records for _, dst, message in wire.sent if isinstance(message, HintGrant)}
 
 
-def test_credits_of_all_holders_together_are_bounded(wire):
+def test_credits_of_all_holders_together_are_bounded(crowd):
     """Fifty holders do not bury a node that is back: who comes first is served first, and the others in their turn."""
-    wire.restart("d")
-    holders = [f"h{i:02}" for i in range(50)]
-    granted = offers(wire, holders)
+    crowd.restart("d")
+    granted = offers(crowd, HOLDERS)
     assert sum(granted.values()) <= hints.CREDITS
-    assert list(granted) == holders[: len(granted)]
+    assert list(granted) == HOLDERS[: len(granted)]
     assert len(granted) < 50
     served, busy = list(granted), list(granted)
     for _ in range(60):
-        wire.sent.clear()
-        wire.inject(busy.pop(0), "d", HintDeliver(1, [], 900))
-        (taken,) = travelled(wire, HintTaken)
+        crowd.sent.clear()
+        crowd.inject(busy.pop(0), "d", HintDeliver(1, [], 900))
+        (taken,) = travelled(crowd, HintTaken)
         assert taken.records == 0, "others wait longer"
-        new = [dst for _, dst, message in wire.sent if isinstance(message, HintGrant)]
+        new = [dst for _, dst, message in crowd.sent if isinstance(message, HintGrant)]
         assert new
         served += new
         busy += new
-    assert served[:50] == holders, "everybody once, then again from the first"
-    assert served[50 : len(served)] == holders[: len(served) - 50]
+    assert served[:50] == HOLDERS, "everybody once, then again from the first"
+    assert served[50 : len(served)] == HOLDERS[: len(served) - 50]
 
 
-def test_those_who_wait_together_share(wire):
+def test_those_who_wait_together_share(crowd):
     """None gets all that there is."""
-    wire.restart("d")
-    wire.handle("d", DiskSpace(0.99))
-    assert offers(wire, ["h", "i", "j", "k"]) == {}
-    wire.handle("d", DiskSpace(0.1))
-    wire.handle("d", Tick())
-    assert travelled(wire, HintGrant) == [HintGrant(hints.CREDITS // 4)] * 4
+    crowd.restart("d")
+    crowd.handle("d", DiskSpace(0.99))
+    assert offers(crowd, ["h", "i", "j", "k"]) == {}
+    crowd.handle("d", DiskSpace(0.1))
+    crowd.handle("d", Tick())
+    assert travelled(crowd, HintGrant) == [HintGrant(hints.CREDITS // 4)] * 4
 
 
-def test_one_holder_alone_gets_all_credits(wire):
+def test_one_holder_alone_gets_all_credits(crowd):
     """With its answer it learns of the next ones."""
-    wire.restart("d")
-    assert offers(wire, ["h"]) == {"h": hints.CREDITS}
-    wire.sent.clear()
-    wire.inject("h", "d", HintDeliver(1, [], 30))
-    assert travelled(wire, HintTaken) == [HintTaken(1, 30)]
+    crowd.restart("d")
+    assert offers(crowd, ["h"]) == {"h": hints.CREDITS}
+    crowd.sent.clear()
+    crowd.inject("h", "d", HintDeliver(1, [], 30))
+    assert travelled(crowd, HintTaken) == [HintTaken(1, 30)]
 
 
-def test_credits_that_nobody_uses_lapse(wire):
+def test_credits_that_nobody_uses_lapse(crowd):
     """Their holder may be gone."""
-    wire.restart("d")
-    offers(wire, ["h"])
-    assert offers(wire, ["i"]) == {}
-    pass_seconds(wire, 3.5)
-    assert [dst for _, dst, message in wire.sent if isinstance(message, HintGrant)] == ["i"]
+    crowd.restart("d")
+    offers(crowd, ["h"])
+    assert offers(crowd, ["i"]) == {}
+    pass_seconds(crowd, 3.5)
+    assert [dst for _, dst, message in crowd.sent if isinstance(message, HintGrant)] == ["i"]
 
 
-def test_a_holder_that_is_lost_gives_its_credits_back(wire):
+def test_a_holder_that_is_lost_gives_its_credits_back(crowd):
     """At once."""
-    wire.restart("d")
-    offers(wire, ["c"])
-    assert offers(wire, ["h"]) == {}
-    wire.crash("c")
-    wire.handle("d", Tick())
-    assert [dst for _, dst, message in wire.sent if isinstance(message, HintGrant)] == ["h"]
+    crowd.restart("d")
+    offers(crowd, ["c"])
+    assert offers(crowd, ["h"]) == {}
+    crowd.crash("c")
+    crowd.handle("d", Tick())
+    assert [dst for _, dst, message in crowd.sent if isinstance(message, HintGrant)] == ["h"]
 
 
-def test_no_credits_while_the_disk_is_nearly_full(wire):
+def test_no_credits_while_the_disk_is_nearly_full(crowd):
     """The offers wait."""
-    wire.restart("d")
-    wire.handle("d", DiskSpace(0.99))
-    assert offers(wire, ["h"]) == {}
-    wire.handle("d", DiskSpace(0.1))
-    wire.handle("d", Tick())
-    assert travelled(wire, HintGrant)
+    crowd.restart("d")
+    crowd.handle("d", DiskSpace(0.99))
+    assert offers(crowd, ["h"]) == {}
+    crowd.handle("d", DiskSpace(0.1))
+    crowd.handle("d", Tick())
+    assert travelled(crowd, HintGrant)
 
 
-def test_credits_come_from_the_admission_control(wire):
+def test_credits_come_from_the_admission_control(crowd):
     """As many as it allows, and none when it allows none."""
-    wire.restart("d")
-    wire.nodes["d"].local.budget = lambda records: False
-    assert offers(wire, ["h"]) == {}
+    crowd.restart("d")
+    crowd.nodes["d"].local.budget = lambda records: False
+    assert offers(crowd, ["h"]) == {}
     allowed = [True, True]
-    wire.nodes["d"].local.budget = lambda records: records == hints.BUDGET_STEP and bool(allowed) and allowed.pop()
-    wire.sent.clear()
-    wire.handle("d", Tick())
-    assert travelled(wire, HintGrant) == [HintGrant(2 * hints.BUDGET_STEP)]
+    crowd.nodes["d"].local.budget = lambda records: records == hints.BUDGET_STEP and bool(allowed) and allowed.pop()
+    crowd.sent.clear()
+    crowd.handle("d", Tick())
+    assert travelled(crowd, HintGrant) == [HintGrant(2 * hints.BUDGET_STEP)]
 
 
 def test_holders_begin_at_different_times():
@@ -429,20 +439,14 @@ def test_a_hint_that_knows_of_a_dot_of_ours_that_we_do_not_is_noticed(wire):
 
 def test_a_hint_that_knows_only_what_we_know_is_no_sign_of_anything(wire):
     """A hint accounts for a dot as a record does."""
-    keep_own(wire, b"k")
+    key = owned_by(wire, owner="a", owned=False)
+    keep_own(wire, key)
     actor = wire.nodes["a"].local.actor
-    hint(wire, b"k", mint_here(wire), intended="c")
+    assert hint(wire, key, mint_here(wire), intended="c")
     assert wire.nodes["a"].local.actor == actor
 
 
 # --- nodes that are no members ---
-
-
-def owned_by(wire, *, owner, owned, n=3):
-    """A key that a node owns, or does not."""
-    local = wire.nodes["a"].local
-    keys = (b"%d" % i for i in range(1000))
-    return next(key for key in keys if (owner in local.owners(record_key("0", key), n)) is owned)
 
 
 def test_hints_for_a_removed_node_go_to_the_owners(wire):
@@ -492,15 +496,14 @@ def test_readdressed_hints_go_to_an_owner_that_can_take_them(wire):
 
 def test_hints_for_a_node_that_joins_late_are_left_alone(wire):
     """The ring that knows it arrives after the hint."""
+    wire.restart("d")
     hint(wire, b"k", record_of(b"v"), intended="gone")
     pass_seconds(wire, 5)
-    ring = wire.nodes["a"].local.ring
-    ring.members["gone"] = ring.members["d"]
-    try:
-        pass_seconds(wire, 10)
-        assert totals(wire) == {"gone": 1}
-    finally:
-        del ring.members["gone"]
+    wire.join("gone", at="b")
+    wire.crash("gone")
+    pass_seconds(wire, 10)
+    assert totals(wire) == {"gone": 1}
+    wire.change("b", "remove", "gone")
     pass_seconds(wire, 9)
     assert totals(wire) == {"gone": 1}, "it has just been removed"
     pass_seconds(wire, 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.core.hinted import READING, cluster, hint, on_disk, pass_seconds, record_of, totals, travelled
+from tests.core.hinted import READING, cluster, hint, on_disk, owned_by, pass_seconds, record_of, totals, travelled
 
 from cartwheel.core import versions
 from cartwheel.core.errors import CorruptData, HintsFull
@@ -35,23 +35,33 @@ def wire():
 
 def test_a_hint_is_kept_apart_and_answers_reads(wire):
     """It is no record of the fallback's own, but a read of the key finds it, in the bytes that came."""
-    assert hint(wire, b"k", record_of(b"v"))
-    assert wire.sealed("a", b"k") is None
+    key = owned_by(wire, owner="a", owned=False)
+    assert hint(wire, key, record_of(b"v"))
+    assert wire.sealed("a", key) is None
     wire.sent.clear()
-    wire.inject("b", "a", ReplicaRead(9, record_key("0", b"k")))
+    wire.inject("b", "a", ReplicaRead(9, record_key("0", key)))
     (answer,) = travelled(wire, ReplicaValue)
     assert versions.decode(answer.sealed[8:]) == record_of(b"v")
-    assert wire.nodes["a"].local.known(record_key("0", b"k")) == record_of(b"v")
+    assert wire.nodes["a"].local.known(record_key("0", key)) == record_of(b"v")
+
+
+def test_an_owner_that_stands_in_for_another_keeps_its_own_copy_too(wire):
+    """A giver that keeps a hint for its gainer still fills its own slot."""
+    key = owned_by(wire, owner="a", owned=True)
+    assert hint(wire, key, record_of(b"v"))
+    assert totals(wire) == {"d": 1}
+    assert wire.values("a", key) == [b"v"]
 
 
 def test_a_read_merges_the_own_record_and_all_hints(wire):
     """Nothing that a node knows stays untold."""
-    hint(wire, b"k", record_of(b"1", actor="x/1"))
-    hint(wire, b"k", record_of(b"2", actor="x/2"), intended="c")
-    hint(wire, b"k", record_of(b"3", actor="x/3"), intended="a")  # for itself: its own record
-    assert wire.values("a", b"k") == [b"3"]
+    key = owned_by(wire, owner="a", owned=False)
+    hint(wire, key, record_of(b"1", actor="x/1"))
+    hint(wire, key, record_of(b"2", actor="x/2"), intended="c")
+    hint(wire, key, record_of(b"3", actor="x/3"), intended="a")  # for itself: its own record
+    assert wire.values("a", key) == [b"3"]
     wire.sent.clear()
-    wire.inject("b", "a", ReplicaRead(9, record_key("0", b"k")))
+    wire.inject("b", "a", ReplicaRead(9, record_key("0", key)))
     (answer,) = travelled(wire, ReplicaValue)
     assert [v.value for v in versions.decode(answer.sealed[8:]).versions] == [b"1", b"2", b"3"]
 
@@ -186,10 +196,11 @@ def damage_hint(wire, key, holder="a", intended="d"):
 @pytest.mark.parametrize("contact", ["read", "known", "write", "delivery"])
 def test_a_damaged_hint_is_dropped_wherever_it_is_met(wire, contact):
     """It is neither served nor delivered nor merged; and this node may have forgotten dots."""
-    hint(wire, b"k", record_of(b"v"))
-    damage_hint(wire, b"k")
+    key = owned_by(wire, owner="a", owned=False)
+    hint(wire, key, record_of(b"v"))
+    damage_hint(wire, key)
     local, actor = wire.nodes["a"].local, wire.nodes["a"].local.actor
-    at = record_key("0", b"k")
+    at = record_key("0", key)
     if contact == "read":
         wire.sent.clear()
         wire.inject("b", "a", ReplicaRead(9, at))
@@ -199,13 +210,13 @@ def test_a_damaged_hint_is_dropped_wherever_it_is_met(wire, contact):
     elif contact == "known":
         assert local.known(at) == EMPTY
     elif contact == "write":
-        assert hint(wire, b"k", record_of(b"w", actor="c/x"))
+        assert hint(wire, key, record_of(b"w", actor="c/x"))
         assert [v.value for v in local.known(at).versions] == [b"w"]
     else:
         wire.restart("d")
         pass_seconds(wire, 2)
         assert not travelled(wire, HintDeliver)
-        assert wire.values("d", b"k") == []
+        assert wire.values("d", key) == []
     assert totals(wire) == ({"d": 1} if contact == "write" else {})
     assert local.counters["corrupt_hints"] == 1
     assert local.actor != actor
@@ -240,13 +251,14 @@ def test_what_the_engine_cannot_read_is_passed_over():
     for key in keys:
         hint(wire, key, record_of(b"v"))
     ordered = sorted(record_key("0", key) for key in keys)
-    wire.engines["a"].bad = {hint_key("d", ordered[50])}
+    bad = next(at for at in ordered[50:] if "a" not in wire.nodes["a"].local.owners(at, 3))
+    wire.engines["a"].bad = {hint_key("d", bad)}
     wire.restart("d")
     pass_seconds(wire, 40)
     held = wire.nodes["a"].local.hints.totals["d"].hints
     assert 1 <= held <= 8, "those of one partition of 64"
     assert wire.nodes["a"].local.counters["hints_unreadable"]
-    assert wire.nodes["a"].local.known(ordered[50]) == EMPTY
+    assert wire.nodes["a"].local.known(bad) == EMPTY
     assert totals(wire).get("d", 0) == held - 1
     pass_seconds(wire, 40)
     wire.engines["a"].bad = set()

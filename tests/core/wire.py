@@ -6,17 +6,20 @@ For tests of one path through the core, with the faults that a test asks for. Ra
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
 from cartwheel.core import versions
 from cartwheel.core.config import Config
 from cartwheel.core.messages import (
+    Administered,
     Batch,
     ClientBucketSet,
+    ClientCommit,
     ClientGet,
     ClientPut,
+    ClientStage,
     Effect,
     Event,
     Message,
@@ -61,7 +64,8 @@ class Wire:
     everything twice, ``held`` names nodes whose groups do not commit, ``skew_ms`` sets clocks wrong, ``sent`` is what travelled.
     """
 
-    def __init__(self, names: list[str], *, q: int = 64, **config: Any) -> None:
+    def __init__(self, names: list[str], *, absent: Iterable[str] = (), q: int = 64, **config: Any) -> None:
+        """``absent`` are members that never run: others hear what a test injects in their names."""
         self.now_s = 0.0
         self.wall_ms = WALL_MS
         self.skew_ms: dict[NodeId, int] = {}
@@ -80,7 +84,9 @@ class Wire:
         self._queue: deque[tuple[NodeId, NodeId, bytes]] = deque()
         self._clients = count(1)
         self._boots = count(1)
-        self._names = names
+        self._names = [*names, *absent]
+        self._strangers: set[NodeId] = set()  # nodes that are not of the founding
+        self._own_config: dict[NodeId, dict[str, Any]] = {}  # settings that are not everybody's
         self._config = {"q": q, "background_records_per_s_max": 4000, **config}  # four times the pace: shorter tests
         for name in names:
             self.boot(name, next(self._boots))
@@ -91,8 +97,10 @@ class Wire:
     def boot(self, name: NodeId, boot: int) -> None:
         """Start a node on what its engine holds."""
         store = Store(self.engines[name])
-        config = Config(node=name, cluster="test", secret=b"s" * 32, **self._config)
-        node = Node(config, store, history=history_of(self._names), stint=f"s{boot}", boot=boot)
+        settings = {**self._config, **self._own_config.get(name, {})}
+        config = Config(node=name, cluster="test", secret=b"s" * 32, **settings)
+        history = history_of([] if name in self._strangers else self._names)
+        node = Node(config, store, history=history, stint=f"s{boot}", boot=boot)
         self.nodes[name], self.stores[name] = node, store
         self._held_effects[name] = []
         node.start(self.now_s, self.wall(name))
@@ -120,15 +128,61 @@ class Wire:
         self._commit(name)
         self.crash(name)
 
-    def restart(self, name: NodeId, *, disk: MemoryEngine | None = None, boot: int | None = None) -> None:
-        """Start a stopped or crashed node again, on its disk or another one."""
+    def restart(
+        self, name: NodeId, *, disk: MemoryEngine | None = None, boot: int | None = None, **config: Any
+    ) -> None:
+        """Start a stopped or crashed node again, on its disk or another one, and from now on with these settings."""
         if disk is not None:
             self.engines[name] = disk
+        if config:
+            self._own_config.setdefault(name, {}).update(config)
         self.boot(name, next(self._boots) if boot is None else boot)
         self.connect(name)
         for other in list(self.nodes):
             if other != name:
                 self.handle(other, PeerUp(name))
+
+    # --- members ---
+
+    def add(self, name: NodeId, **config: Any) -> None:
+        """Start a node that is no member: it asks to join whomever it meets, once a second."""
+        self._strangers.add(name)
+        config = {"joins": True, "address": f"{name}:7702", "host": "h", **config}
+        self.restart(name, disk=MemoryEngine(), **config)
+
+    def join(self, *names: NodeId, at: NodeId) -> None:
+        """Start nodes, and let them become members by one commit at node ``at``."""
+        for name in names:
+            self.add(name)
+        self.wait_staged(*names, at=at)
+        assert isinstance(self.commit(at), Administered), self.replies[self.client]
+
+    def wait_staged(self, *names: NodeId, at: NodeId) -> None:
+        """Let time pass until node ``at`` knows that these want to join: they ask members and each other, by lot."""
+        for _ in range(20):
+            if {change.subject for change in self.staged(at)} >= set(names):
+                return
+            self.advance(1)
+        raise AssertionError(f"{names} have not been heard")
+
+    def staged(self, at: NodeId) -> tuple[Change, ...]:
+        """The changes that wait for a commit, as this node knows."""
+        return self.nodes[at]._membership.folded.staged
+
+    def stage(self, at: NodeId, kind: str, node: NodeId = "", **fields: Any) -> Any:
+        """Stage a change through node ``at``."""
+        return self.ask(at, ClientStage(0, kind, node, **fields))
+
+    def commit(self, at: NodeId, *, force: bool = False) -> Any:
+        """Commit what is staged. ``force``: though members do not answer."""
+        return self.ask(at, ClientCommit(0, "", force))
+
+    def change(self, at: NodeId, kind: str, node: NodeId = "", *, force: bool = False, **fields: Any) -> None:
+        """Stage one change, and commit it."""
+        for result in (self.stage(at, kind, node, **fields), self.commit(at, force=force)):
+            assert isinstance(result, Administered), result
+
+    # --- the network ---
 
     def split(self, *sides: str) -> None:
         """Let only nodes on one side hear each other (names are single letters); they do not know of it."""

@@ -8,17 +8,22 @@ from cartwheel.core import versions
 from cartwheel.core.config import BucketProps, Config, bucket_props
 from cartwheel.core.errors import Code, ConfigError
 from cartwheel.core.messages import (
+    Administered,
     BucketChanged,
+    ClientAbandon,
     ClientBucketSet,
+    ClientCommit,
     ClientCount,
     ClientDigests,
     ClientExplain,
     ClientGet,
     ClientHints,
+    ClientJoin,
     ClientPut,
     ClientRepair,
     ClientRepairStatus,
     ClientScan,
+    ClientStage,
     Counted,
     Digest,
     Digests,
@@ -29,12 +34,15 @@ from cartwheel.core.messages import (
     HintStatus,
     MemberStatus,
     Page,
+    PlanTold,
     PutRequest,
     Repairing,
     Result,
     Status,
     Stored,
 )
+from cartwheel.core.ring import Change, ChangeKind, History, fold
+from cartwheel.core.ring.plan import plan
 from cartwheel.core.storage import MemoryEngine, Space, Store, record_key, split_record_key
 from cartwheel.core.types import Crowd, Durability
 from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
@@ -55,6 +63,7 @@ class LocalGateway:
         self.props: dict[str, BucketProps] = {}
         self.crowded = Crowd.NONE
         self.refused = 0
+        self.seeds: list[str] = []
 
     def crowd(self) -> Crowd:
         return self.crowded
@@ -74,6 +83,20 @@ class LocalGateway:
     def buckets(self) -> list[str]:
         rows = self.store.scan(Space.RECORDS, limit=1 << 30)
         return sorted({*self.props, *(split_record_key(key)[0] for key, _ in rows)})
+
+    def plan(self) -> PlanTold:
+        ring = fold(8, History()).ring
+        return PlanTold("d0", [], plan(ring, ring), [], [], 0)
+
+    def changes(self) -> list[tuple[Change, str]]:
+        change = Change("c0", 1 << 40, "n1", ChangeKind.BUCKET, bucket="b", props={"w": "1"})
+        return [(change, "bucket b: w=1")]
+
+    def safe_to_stop(self, node: str) -> list[str]:
+        return [] if node == "n1" else [f"{node} is not known here"]
+
+    def add_seed(self, address: str) -> None:
+        self.seeds.append(address)
 
     def status(self) -> Status:
         me = MemberStatus("n1", "127.0.0.1:7702", "h1", "z1", 1.0, 1024, True)
@@ -114,6 +137,12 @@ class LocalGateway:
                 return Repairing(7, 1024, 1000, 24, 3, 4, True, {"n2": "connection lost"})
             case ClientDigests(_, partition, start):
                 return self.digests(partition, start)
+            case ClientStage(_, kind, node):
+                return Administered(f"staged: {kind} {node}", ["c1"])
+            case ClientCommit(_, digest) if digest not in ("", "d0"):
+                return Failure(Code.INVALID, f"the plan has changed (it is d0 now, not {digest}): look at it again")
+            case ClientCommit() | ClientAbandon() | ClientJoin():
+                return Administered(type(event).__name__, [])
             case ClientBucketSet(_, bucket, props):
                 try:
                     self.props[bucket] = bucket_props(props, self.bucket_props(bucket))

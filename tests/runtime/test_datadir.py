@@ -101,9 +101,10 @@ def test_only_its_own_node(mine, change, message):
         (b"{", "CARTWHEEL is damaged"),
         (b"\0" * 80, "CARTWHEEL is damaged"),
         (b"[1]", "CARTWHEEL is damaged"),
-        (b'{"format": 1, "cluster": "shop"}', "missing required field `node`"),
+        (b'{"format": 2, "cluster": "shop"}', "missing required field `node`"),
         (b'{"format": "1"}', "CARTWHEEL is damaged"),
-        (b'{"format": 2, "whatever": 1}', "has format 2, and this program knows formats up to 1"),
+        (b'{"format": 3, "whatever": 1}', "has format 3, and this program knows formats up to 2"),
+        (b'{"format": 1, "cluster": "shop"}', "has format 1, of a development build whose rings were cut otherwise"),
     ],
 )
 def test_what_the_identity_file_may_not_be(mine, content, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 
 import pytest
@@ -30,6 +31,8 @@ from cartwheel.core.storage import MemoryEngine, Store
 from cartwheel.runtime import transport
 from cartwheel.runtime.frames import (
     PING,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     FrameReader,
     Hello,
     Proof,
@@ -49,8 +52,18 @@ DEADLINE_S = 20.0
 class Side:
     """One node's end: its links, and the events that they gave it."""
 
-    def __init__(self, name: str, *, cluster: str = "shop", secret: bytes = SECRET, q: int = 8, boot: int = 1) -> None:
-        config = Config(node=name, cluster=cluster, secret=secret, q=q)
+    def __init__(
+        self,
+        name: str,
+        *,
+        cluster: str = "shop",
+        secret: bytes = SECRET,
+        q: int = 8,
+        boot: int = 1,
+        address: str = "",
+        seeds: tuple[str, ...] = (),
+    ) -> None:
+        config = Config(node=name, cluster=cluster, secret=secret, q=q, address=address)
         history = History(
             Change(f"first:{n}", 1, n, ChangeKind.JOIN, member=Member(n, "127.0.0.1:1", "h")) for n in ("a", "b")
         )
@@ -59,7 +72,7 @@ class Side:
         self.node.start(0.0, 1)
         self.events: list[Event] = []
         self.heard = asyncio.Event()
-        self.peers = Peers(self.node, boot=boot, secret=secret, submit=self._submit)
+        self.peers = Peers(self.node, boot=boot, secret=secret, submit=self._submit, seeds=seeds)
         self.port = 0
 
     def _submit(self, event: Event) -> None:
@@ -68,6 +81,11 @@ class Side:
 
     async def listen(self) -> None:
         self.port = await self.peers.listen("127.0.0.1", 0)
+
+    def dial(self, addresses: dict[str, str]) -> None:
+        """Dial these, and nobody else."""
+        self.node.addresses = lambda: addresses  # type: ignore[method-assign]
+        self.peers.dial()
 
     async def until(self, kind: type) -> Event:
         """The first event of this kind, once it is there."""
@@ -111,7 +129,7 @@ def test_a_batch_for_a_connection_that_just_ended_is_dropped():
     async def story() -> None:
         a, b = Side("a"), Side("b")
         async with sides(a, b):
-            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            a.dial({"b": f"127.0.0.1:{b.port}"})
             await a.until(PeerUp)
             link = a.peers._links["b"]
             told = link.connection_lost
@@ -143,7 +161,7 @@ def test_a_batch_arrives_whole_and_in_order():
     async def story() -> None:
         a, b = Side("a"), Side("b")
         async with sides(a, b):
-            a.peers.dial({"a": "ignored", "b": f"127.0.0.1:{b.port}"})
+            a.dial({"a": "ignored", "b": f"127.0.0.1:{b.port}"})
             await a.until(PeerUp)
             asked = [CountAsk(i, "0") for i in range(600)]  # more than one frame takes
             for message in asked:
@@ -168,7 +186,7 @@ def test_a_lost_peer_is_told_and_found_again():
     async def story() -> None:
         a, b = Side("a"), Side("b")
         async with sides(a, b):
-            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            a.dial({"b": f"127.0.0.1:{b.port}"})
             await a.until(PeerUp)
             a.events.clear()
             await b.peers.stop()
@@ -189,7 +207,6 @@ def test_a_lost_peer_is_told_and_found_again():
         ({"name": "a", "cluster": "other"}, "b", "this is cluster 'shop', not 'other'"),
         ({"name": "a", "secret": b"another secret 123"}, "b", "does not hold the cluster's secret"),
         ({"name": "a", "q": 16}, "b", "this ring has 8 partitions, yours 16"),
-        ({"name": "stranger"}, "b", "'stranger' is not a member"),
         ({"name": "b", "boot": 2}, "a", "my own node id, in another process"),
         ({"name": "a"}, "c", "this is node 'b', not 'c'"),
     ],
@@ -201,7 +218,7 @@ def test_who_does_not_belong_is_refused_with_the_reason(dialer, wanted, words):
         b = Side("b")
         wrong = Side(**dialer)
         async with sides(b):
-            wrong.peers.dial({wanted: f"127.0.0.1:{b.port}"})
+            wrong.dial({wanted: f"127.0.0.1:{b.port}"})
             await wrong.until_unreachable(wanted, words)
             assert not any(isinstance(event, PeerUp) for event in wrong.events)
             assert b.events == []
@@ -210,13 +227,59 @@ def test_who_does_not_belong_is_refused_with_the_reason(dialer, wanted, words):
     run(story)
 
 
+def test_a_stranger_finds_a_seed_and_is_dialed_back():
+    """Whoever holds the cluster's secret may talk of membership, both ways: else nobody could join."""
+
+    async def story() -> None:
+        b = Side("b")
+        async with sides(b):
+            port = free_port()
+            stranger = Side("stranger", address=f"127.0.0.1:{port}", seeds=(f"127.0.0.1:{b.port}",))
+            await stranger.peers.listen("127.0.0.1", port)
+            stranger.dial({})
+            met, back = await stranger.until(PeerUp), await b.until(PeerUp)
+            assert (met, back) == (PeerUp("b"), PeerUp("stranger"))
+            await stranger.peers.stop()
+            gone = await b.until(PeerDown)
+            assert isinstance(gone, PeerDown)
+            assert gone.node == "stranger"
+
+    run(story)
+
+
+def test_two_processes_of_one_name_are_both_shut_out():
+    """A copied data directory: both would mint the same dots, and nobody knows which of them is the true one."""
+
+    async def story() -> None:
+        b, first, second = Side("b"), Side("a", boot=1), Side("a", boot=2)
+        async with sides(b):
+            for each in (first, second):
+                each.dial({"b": f"127.0.0.1:{b.port}"})
+                await each.until(PeerUp)
+            for each in (first, second):
+                await each.until_unreachable("b", "two processes say that they are 'a'")
+            assert b.node.local.counters["clones_shut_out"] >= 1
+            await first.peers.stop()
+            await second.peers.stop()
+
+    run(story)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
 def test_a_node_that_dials_itself_is_told_so():
     """An address that leads back here would hand our own data to ourselves, and count our own ack twice."""
 
     async def story() -> None:
         a = Side("a")
         async with sides(a):
-            a.peers.dial({"b": f"127.0.0.1:{a.port}"})
+            a.dial({"b": f"127.0.0.1:{a.port}"})
             await a.until_unreachable("b", "I dialed myself")
 
     run(story)
@@ -229,7 +292,7 @@ def test_a_dialer_without_the_secret_sends_nothing_that_counts():
         b = Side("b")
         async with sides(b):
             reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
-            writer.write(encode_hand(Hello(1, 1, "shop", "a", 7, "b", b"x" * 16, 8)))
+            writer.write(encode_hand(Hello(PROTOCOL_MIN, PROTOCOL_MAX, "shop", "a", 7, "b", b"x" * 16, 8)))
             size = int.from_bytes(await reader.readexactly(4))
             welcome = decode_hand(await reader.readexactly(size))
             assert isinstance(welcome, Welcome)
@@ -266,7 +329,7 @@ def test_strange_bytes_end_the_connection_and_nothing_else(bytes_sent):
                 with contextlib.suppress(ConnectionResetError):
                     assert await reader.read() == b""
             writer.close()
-            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            a.dial({"b": f"127.0.0.1:{b.port}"})
             await a.until(PeerUp)
 
     run(story)
@@ -282,7 +345,7 @@ def test_a_silent_peer_is_given_up(monkeypatch):
         hello = decode_hand(await reader.readexactly(size))
         assert isinstance(hello, Hello)
         proof = prove(SECRET, "shop", "b", hello.challenge)
-        writer.write(encode_hand(Welcome(1, "b", 1, b"y" * 16, proof)))
+        writer.write(encode_hand(Welcome(PROTOCOL_MAX, "b", 1, b"y" * 16, proof)))
         with contextlib.suppress(ConnectionError):
             while await reader.read(1000):
                 pass
@@ -291,7 +354,7 @@ def test_a_silent_peer_is_given_up(monkeypatch):
     async def story() -> None:
         server = await asyncio.start_server(serve_silently, "127.0.0.1", 0)
         a = Side("a")
-        a.peers.dial({"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+        a.dial({"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
         await a.until(PeerUp)
         down = await a.until(PeerDown)
         assert isinstance(down, PeerDown)
@@ -311,7 +374,7 @@ def test_a_stall_of_our_own_loop_loses_no_peer(monkeypatch):
     async def story() -> None:
         a, b = Side("a"), Side("b")
         async with sides(a, b):
-            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            a.dial({"b": f"127.0.0.1:{b.port}"})
             await a.until(PeerUp)
             for _ in range(3):
                 time.sleep(0.4)  # noqa: ASYNC251 - this is the fault
@@ -335,7 +398,7 @@ def test_a_message_that_is_too_old_is_not_handled(monkeypatch, age_s):
         nonlocal ahead_s
         a, b = Side("a"), Side("b")
         async with sides(a, b):
-            a.peers.dial({"b": f"127.0.0.1:{b.port}"})
+            a.dial({"b": f"127.0.0.1:{b.port}"})
             await a.until(PeerUp)
             for i in range(100):  # young ones, while pings come and go
                 a.peers.post("b", CountAsk(i, "0"))
@@ -374,7 +437,7 @@ def test_a_ping_proves_only_that_what_follows_is_younger_than_the_last_pong(monk
         b = Side("b")
         async with sides(b):
             reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
-            writer.write(encode_hand(Hello(1, 1, "shop", "a", 7, "b", b"x" * 16, 8)))
+            writer.write(encode_hand(Hello(PROTOCOL_MIN, PROTOCOL_MAX, "shop", "a", 7, "b", b"x" * 16, 8)))
             welcome = decode_hand(await reader.readexactly(int.from_bytes(await reader.readexactly(4))))
             assert isinstance(welcome, Welcome)
             writer.write(encode_hand(Proof(prove(SECRET, "shop", "a", welcome.challenge))) + PING)
@@ -407,7 +470,9 @@ def test_the_next_ping_waits_for_the_pong(monkeypatch):
                     hello = decode_hand(payload)
                     assert isinstance(hello, Hello)
                     writer.write(
-                        encode_hand(Welcome(1, "b", 1, b"y" * 16, prove(SECRET, "shop", "b", hello.challenge)))
+                        encode_hand(
+                            Welcome(PROTOCOL_MAX, "b", 1, b"y" * 16, prove(SECRET, "shop", "b", hello.challenge))
+                        )
                     )
                 read += 1
             pings = read - 2  # hello and proof came first
@@ -421,7 +486,7 @@ def test_the_next_ping_waits_for_the_pong(monkeypatch):
         counts.clear()
         server = await asyncio.start_server(serve_slowly, "127.0.0.1", 0)
         a = Side("a")
-        a.peers.dial({"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+        a.dial({"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
         await a.until(PeerUp)
         down = await a.until(PeerDown)
         assert isinstance(down, PeerDown)

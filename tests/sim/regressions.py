@@ -31,7 +31,7 @@ REGRESSIONS = [
         "seen stayed beside what replaced it. Now it is noted in the record's cloud.",
     ),
     Regression(
-        "refusal-relayed", 1, 30.0,
+        "refusal-relayed", 11, 30.0,
         "A forwarded put was refused by the owner for want of a quorum, and the forwarder told its client 'rejected'. The "
         "network delivered a second copy of the Forward when the quorum was there again, so the put was done after all. Now a "
         "refusal of another node is relayed as 'unknown'.",

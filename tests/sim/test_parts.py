@@ -13,6 +13,7 @@ from cartwheel.core.errors import StorageFailed
 from cartwheel.core.messages import ClientGet
 from cartwheel.core.storage import Space
 from cartwheel.sim import swarm
+from cartwheel.sim.acts import ActKind
 from cartwheel.sim.clocks import SimClock, true_wall_ms
 from cartwheel.sim.disks import SimDisk
 from cartwheel.sim.faults import Fault, Kind, Plan
@@ -151,7 +152,7 @@ def test_clocks_are_off_drift_jump_and_settle():
 
 def test_plans_keep_the_premises():
     """What the checkers rely on holds for every plan drawn (``faults``, premises 1 and 2), whatever the profile."""
-    drawn, seen, durabilities = set(), set(), set()
+    drawn, seen, durabilities, acts = set(), set(), set(), set()
     for seed in range(400):
         profile = "" if seed % 2 else list(swarm.PROFILES)[seed // 2 % len(swarm.PROFILES)]
         plan = swarm.draw(seed, seconds=60.0, profile=profile)
@@ -171,7 +172,13 @@ def test_plans_keep_the_premises():
             assert not kinds & {Kind.POWER, Kind.SYNC_ERROR, Kind.WIPE, Kind.FLIP}
         assert plan.calm == (plan.profile == "calm") or not plan.faults
         assert all(0 < fault.at < plan.seconds for fault in plan.faults)
-        assert len(plan.lines()) == 6 + len(plan.faults)
+        assert len(plan.lines()) == 6 + len(plan.faults) + len(plan.acts)
+        acts |= {act.kind for act in plan.acts}
+        assert len(plan.steady) >= 3
+        assert set(plan.passing) <= set(plan.founders)
+        assert {act.node for act in plan.acts if act.kind in {ActKind.JOIN, ActKind.REPLACE}} == set(plan.joiners)
+        assert all(set(act.asked) <= set(plan.steady) for act in plan.acts)
+    assert acts == set(ActKind)
     assert drawn == set(swarm.PROFILES)
     assert seen == set(Kind)
     assert durabilities == set(DURABILITY)

@@ -1,8 +1,8 @@
-"""``cartwheel status`` and ``cartwheel ring``: the cluster, as its nodes see it.
+"""``cartwheel status`` and ``cartwheel hints``: the cluster, as its nodes see it.
 
 There is no one view: every node has its own, and they differ while something is wrong (a split, a cut in one direction). So
 ``status`` asks the node that it is given, and then each member that this node knows a Redis door of, all at once, and shows what
-each finds of each other. ``ring`` shows the view of one node, and says whose.
+each finds of each other. ``hints`` asks one node, which asks the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from cartwheel.core.errors import CartwheelError
 if TYPE_CHECKING:
     from rich.table import Table
 
-BAR_CELLS = 24
 OTHERS_TIMEOUT_S = 2.0
 """For the answers of the other nodes: one that is paused should not keep a person waiting."""
 COLOURS = {"up": "green", "no writes": "yellow", "slow reads": "yellow", "slow writes": "yellow"}
@@ -100,6 +99,8 @@ def _print_status(answer: dict[str, Any], views: dict[str, View]) -> None:
             member["node"], member["address"], member["door"] or "-", member["zone"] or "-", f"{member['weight']:g}",
             str(member["partitions"]),
         )  # fmt: skip
+    for node in answer.get("leaving", ()):
+        table.add_row(node, "leaves: hands over what it holds", "-", "-", "-", "-")
     click.echo(
         f"cluster {answer['cluster']}, seen by {answer['node']} (stint {answer['stint']}, epoch {answer['epoch'][:12]})"
     )
@@ -137,34 +138,6 @@ def _matrix(views: dict[str, View]) -> Table:
             cells.append("-" if node == observer and state == "up" else text)
         table.add_row(observer, *cells)
     return table
-
-
-@click.command()
-@common.json_option
-@common.node_option
-@common.timeout_option
-def ring(as_json: bool, node: str, timeout_s: float) -> None:
-    """The members, and what share of the ring each owns."""
-    with common.connect(node, timeout_s) as connection:
-        answer = common.ask_json(connection, "CW.RING", "JSON")
-    if as_json:
-        common.print_json(answer)
-        return
-    from rich.markup import escape
-
-    members = answer["members"]
-    weights = sum(member["weight"] for member in members.values()) or 1.0
-    table = common.table("node", "zone", "host", "weight", "partitions", "share", "due", "reachable")
-    for name, member in members.items():
-        share, due = member["partitions"] / answer["q"], member["weight"] / weights
-        bar = "█" * max(1, round(share * BAR_CELLS)) if member["partitions"] else ""
-        table.add_row(
-            name, member["zone"] or "-", member["host"], f"{member['weight']:g}", str(member["partitions"]),
-            f"{share:6.1%} {bar}", f"{due:.1%}", escape(member["reachable"]),
-        )  # fmt: skip
-    click.echo(f"{answer['q']} partitions, epoch {answer['epoch'][:12]}")
-    common.console().print(table)
-    click.echo("share: of the partitions, as first choice; due: its part of all weights")
 
 
 @click.command()

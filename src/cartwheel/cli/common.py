@@ -114,6 +114,15 @@ def text_of(reply: Reply) -> str:
     return "" if reply is None else str(reply)
 
 
+def size_text(size: float) -> str:
+    """Bytes for people: 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
 def value_json(value: bytes) -> dict[str, str]:
     """A value for JSON: ``{"value": text}``, or ``{"value_base64": ...}`` when it is not UTF-8."""
     try:

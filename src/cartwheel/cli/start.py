@@ -38,6 +38,9 @@ FLAG_HELP = {
     "peer_port": "The port for the other nodes.",
     "advertise_host": "The host by which the other nodes reach this one.",
     "initial_cluster": "The first members: n1=HOST:PORT,n2=HOST:PORT[/zone=Z][/weight=W]...",
+    "join": "Join the cluster of these nodes: HOST:PORT,HOST:PORT (ports for peers).",
+    "zone": "The data centre or availability zone to join in.",
+    "weight": "This node's capacity, relative to the others'.",
     "dial": "Where to reach peers instead of at their addresses: n2=HOST:PORT,n3=HOST:PORT...",
     "secret_file": "The file with the cluster's secret.",
     "q": "Partitions of the ring, a power of two.",
@@ -48,6 +51,7 @@ FLAG_HELP = {
     "skew_ms_max": "How far ahead another node's clock may be.",
     "admission_p99_s": "Reads slower than this, at the 99th percentile, make background work give way.",
     "background_records_per_s_max": "Records a second for background work on an idle node.",
+    "give_grace_s": "How long handed-over data are kept, in seconds.",
     "log_level": "debug, info, warning or error.",
 }
 
@@ -59,9 +63,13 @@ def _setting_options(command: Any) -> Any:
             flag = f"{flag_of(name)}/--no-{name.replace('_', '-')}"
             command = click.option(flag, name, default=None, help=FLAG_HELP[name])(command)
         else:
-            metavar = {"data": "DIR", "secret_file": "FILE", "initial_cluster": "MEMBERS", "dial": "PEERS"}.get(
-                name, "VALUE"
-            )
+            metavar = {
+                "join": "SEEDS",
+                "data": "DIR",
+                "secret_file": "FILE",
+                "initial_cluster": "MEMBERS",
+                "dial": "PEERS",
+            }.get(name, "VALUE")
             command = click.option(flag_of(name), name, metavar=metavar, help=FLAG_HELP[name])(command)
     return command
 
@@ -117,6 +125,8 @@ def start(file: Path | None, show_settings: bool, until_eof: bool, **flags: str 
 
 
 def _shown(name: str, value: Any) -> Any:
+    if name == "join":
+        return ",".join(value)
     if name == "initial_cluster":
         return ",".join(f"{member.node}={member.address}" for member in value)
     return ",".join(f"{node}={address}" for node, address in value.items()) if name == "dial" else value
@@ -137,6 +147,11 @@ def _welcome(settings: ServerSettings) -> str:
         f"  peers          {join_address(settings.host, settings.peer_port):<22} {others and 'with ' + others}".rstrip()
     )
     lines.append(f"  data           {settings.data} ({settings.engine})")
+    if settings.join:
+        lines.append(
+            f"  asks to join   the cluster at {', '.join(settings.join)}, unless it is a member already; at any member:"
+        )
+        lines.append("                 'cartwheel cluster plan', then 'cartwheel cluster commit'")
     if settings.insecure:
         lines.append("  insecure: no TLS, no authentication; whoever reaches these ports can do everything")
     return "\n".join(lines)

@@ -157,6 +157,14 @@ class Config(msgspec.Struct, frozen=True):
     lost disk of 300,000 keys was refilled the 99th percentile stayed at 14 ms; with 4,000 it went to 120 ms."""
     disk_used_max: float = 0.90
     """A node whose disk is so full takes only deletes: what is left is for tombstones, hints on their way, and compaction."""
+    address: str = ""
+    """``host:port`` where peers reach this node. If it is a member at another address, it tells. "": leave that as it is."""
+    host: str = ""
+    zone: str = ""
+    weight: float = 1.0
+    """The physical machine, the zone and the weight that it asks to join with."""
+    joins: bool = False
+    """It asks whatever members it meets to let it join."""
     door: str = ""
     """``host:port`` where tools reach this node's Redis door; told to the peers, for ``status``. "": not known."""
     hint_bytes_max_per_node: int = 1 << 30
@@ -166,6 +174,8 @@ class Config(msgspec.Struct, frozen=True):
     """4 GiB: the hints kept here for all nodes together."""
     request_ids_max: int = 10_000
     """Request ids that a coordinator remembers, so that a retry is answered without a second write."""
+    give_grace_s: float = 60.0
+    """What was handed over stays for so long after the new owners have all of it, before it is removed."""
     reap_grace_s: float = 3600.0
     """A tombstone, or what has expired, stays for so long before its removal is considered. Safety does not rest on it (that is
     the barrier of ``reaper``): it saves rounds while nodes come and go."""

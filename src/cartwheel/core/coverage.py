@@ -93,7 +93,8 @@ class Coverage:
         def done(result: Result) -> None:
             local.reply(event.client, result)
 
-        counting = Counting(set(local.reachable), done)
+        assert local.placement is not None
+        counting = Counting(local.reachable.intersection(local.placement.peers), done)
         counting.note(self._summary.keys(event.bucket))
         if not counting.waiting:
             done(Counted(sum(counting.keys.values())))
@@ -136,7 +137,7 @@ class Coverage:
             local.reply(event.client, result)
 
         owners, stretch_end = self._stretch(start, props.n)
-        tally = Tally(owners, effective(props.r, props.n, local.size))
+        tally = Tally(owners, effective(props.r, props.n, len(owners)))
         scanning = Scanning(tally, done, stretch_end)
         request_id = self._register(scanning)
         ask = ScanAsk(request_id, event.bucket, start, stretch_end, limit)
@@ -162,20 +163,24 @@ class Coverage:
 
     def _stretch_ends(self, n: int) -> list[bytes | None]:
         """For each partition, where its stretch ends. Made once for each n and view of the ring: a page must not walk it."""
-        local, ring = self._local, self._local.ring
-        assert ring is not None
+        local, placement = self._local, self._local.placement
+        assert placement is not None
+        ring = placement.ring
         if self._ends_epoch != local.epoch:
             self._ends, self._ends_epoch = {}, local.epoch
         ends = self._ends.get(n)
         if ends is None:
-            owners = [sorted(ring.preference(partition)[:n]) for partition in range(ring.q)]
+            owners = [sorted(placement.slots(partition, n).owners) for partition in range(ring.q)]
             ends = self._ends[n] = [None] * ring.q
             for p in reversed(range(ring.q - 1)):
                 ends[p] = ends[p + 1] if owners[p] == owners[p + 1] else ring.bounds(p)[1]
         return ends
 
     def handle_scan_ask(self, src: NodeId, message: ScanAsk) -> None:
-        """Read a page of our own keys. Not answered if we cannot: the others may do."""
+        """Read a page of our own keys. Not answered if we cannot, or do not own them any more: the others may do."""
+        start = message.start.ljust(POSITION_BYTES, b"\x00")
+        if self._local.node not in self._local.owners(start, self._local.props(message.bucket).n):
+            return
         page = self._read_page(message)
         if page is not None:
             self._local.send(src, page)

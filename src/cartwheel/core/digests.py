@@ -43,7 +43,7 @@ class DigestReader:
         except CorruptData as error:  # a damaged block: what lies behind it cannot be listed
             reached, unreadable = None, str(error)
         buckets = sorted({split_record_key(row.record_key)[0] for row in rows})
-        owners = {bucket: min(local.props(bucket).n, local.size) for bucket in buckets}
+        owners = {bucket: min(local.props(bucket).n, local.members) for bucket in buckets}
         local.reply(
             event.client, Digests(rows, reached, list(ring.preference(partition)), owners, local.epoch, unreadable)
         )

@@ -39,7 +39,7 @@ import math
 from collections import deque
 
 from cartwheel.core.local import Local
-from cartwheel.core.messages import TICK_S, DiskSpace, Health, Probe, Probed
+from cartwheel.core.messages import TICK_S, DiskSpace, Drain, Health, Probe, Probed
 from cartwheel.core.storage import Space
 from cartwheel.core.types import Durability, NodeId
 
@@ -61,7 +61,7 @@ HEALTH_S = 5.0
 DISK_HYSTERESIS = 0.03
 """The disk must be emptier by so much than where writes ended before they begin again: compaction comes and goes."""
 
-STATES = ("up", "no writes", "slow reads", "slow writes", "silent", "unreachable")
+STATES = ("up", "no writes", "slow reads", "slow writes", "silent", "stopping", "unreachable")
 """What a node may find of a peer, from good to bad."""
 
 
@@ -127,13 +127,14 @@ class _Answers:
 class _Peer:
     """What this node knows of one peer."""
 
-    __slots__ = ("door", "full", "heard_tick", "reads", "since_s", "state", "up", "writes")
+    __slots__ = ("door", "full", "heard_tick", "reads", "since_s", "state", "stopping", "up", "writes")
 
     def __init__(self, window: int, now_s: float) -> None:
         self.reads = _Answers(durable=False, window=window)
         self.writes = _Answers(durable=True, window=window)
         self.up = False
         self.full = False
+        self.stopping = False
         self.door = ""
         self.state = "unreachable"
         self.since_s = now_s
@@ -143,6 +144,8 @@ class _Peer:
         """The state that follows from the rest."""
         if not self.up:
             return "unreachable"
+        if self.stopping:
+            return "stopping"
         if not self.reads.ok:
             return "slow reads" if self.writes.ok else "silent"
         if not self.writes.ok:
@@ -162,6 +165,8 @@ class Detector:
         self._ticked_s = math.inf  # no tick yet
         self._started_s = self._takes_since_s = 0.0
         self._told_s = -math.inf
+        self._stopping = False
+        self._told: frozenset[NodeId] = frozenset()  # who took part when we last looked
 
     def start(self) -> None:
         """From now on peers may connect."""
@@ -175,7 +180,7 @@ class Detector:
         for ids in (local.asked_read, local.asked_write, local.heard_read, local.heard_write):
             ids.pop(node, None)
         peer = self._peer(node)
-        peer.up = True
+        peer.up, peer.stopping = True, False
         for answers in (peer.reads, peer.writes):
             answers.reconnect(local.now_s)
         self._place(node, peer)
@@ -301,11 +306,17 @@ class Detector:
     def handle_health(self, src: NodeId, message: Health) -> None:
         """A peer says what it can take. It may come before PeerUp: the two connections are made one by one."""
         peer = self._peer(src)
-        peer.full, peer.door = not message.writes, message.door
+        peer.full, peer.door, peer.stopping = not message.writes, message.door, message.stopping
         self._place(src, peer)
 
     def _health(self) -> Health:
-        return Health(self._local.takes_writes, self._local.config.door)
+        return Health(self._local.takes_writes, self._local.config.door, self._stopping)
+
+    def drain(self, event: Drain) -> None:
+        """We are about to stop."""
+        del event
+        self._stopping = True
+        self._tell_all()
 
     def _tell_all(self) -> None:
         self._told_s = self._local.now_s
@@ -313,6 +324,17 @@ class Detector:
             self._local.send(node, self._health())
 
     # --- verdicts ---
+
+    def handle_place(self) -> None:
+        """There is a new view: strangers may be members now, and members strangers. New ones have not heard how we are."""
+        local = self._local
+        assert local.placement is not None
+        new = local.placement.peers - self._told
+        self._told = local.placement.peers
+        for node, peer in self._peers.items():
+            self._place(node, peer)
+            if peer.up and (node in new or local.node in new):
+                local.send(node, self._health())
 
     def _peer(self, node: NodeId) -> _Peer:
         peer = self._peers.get(node)
@@ -324,10 +346,11 @@ class Detector:
         """Put a peer into the sets where it belongs, and note a change of its state. Those for the worse are counted, and full
         recoveries: what lies between, such as reads that return a moment before writes, is no verdict."""
         local = self._local
+        up = peer.up and not peer.stopping and local.is_peer(node)
         for fit, fits in (
-            (local.readable, peer.up and peer.reads.ok),
-            (local.writable, peer.up and peer.writes.ok and not peer.full),
-            (local.deletable, peer.up and peer.writes.ok),
+            (local.readable, up and peer.reads.ok),
+            (local.writable, up and peer.writes.ok and not peer.full),
+            (local.deletable, up and peer.writes.ok),
         ):
             if fits:
                 fit.add(node)
@@ -356,6 +379,7 @@ class Detector:
             "slow reads": f"reads are not answered within {late_s:g} s",
             "slow writes": f"writes are not answered within {late_s:g} s",
             "silent": f"no answer within {late_s:g} s",
+            "stopping": "it has been told to stop",
             "unreachable": local.why_unreachable(node),
         }[state]
         return state, local.now_s - since_s, reason

@@ -117,8 +117,8 @@ class Hints:
 
     def _tick_deliveries(self) -> None:
         local, totals = self._local, self._store.totals
-        assert local.ring is not None
-        members = local.ring.members
+        assert local.placement is not None
+        members = local.placement.peers
         for intended in sorted(totals):
             if intended not in members or intended == local.node:
                 self._deliveries.pop(intended, None)
@@ -351,8 +351,8 @@ class Hints:
 
     def _waits(self, intended: NodeId) -> str:
         local = self._local
-        assert local.ring is not None
-        if intended not in local.ring.members:
+        assert local.placement is not None
+        if intended not in local.placement.peers:
             return "not a member: goes to the owners"
         if intended not in local.reachable:
             return f"unreachable: {local.why_unreachable(intended)}"
@@ -363,12 +363,12 @@ class Hints:
     def ask(self, event: ClientHints) -> None:
         """Ask every member what it keeps."""
         local = self._local
-        assert local.ring is not None
+        assert local.placement is not None
         ask = Ask(event.client, local.now_s + local.config.request_timeout_s)
         ask.holders[local.node] = self.status()
         request_id = local.new_id()
         self._asks[request_id] = ask
-        for node in sorted(local.ring.members):
+        for node in sorted(local.placement.peers):
             if node in local.reachable:
                 ask.waiting.add(node)
                 local.send(node, HintsAsk(request_id))

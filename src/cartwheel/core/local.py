@@ -21,6 +21,7 @@ from cartwheel.core.errors import CorruptData, HintsFull
 from cartwheel.core.hintstore import HintStore
 from cartwheel.core.hot import Entry, HotRecords
 from cartwheel.core.messages import Effect, Message, Reply, Result, Send
+from cartwheel.core.placement import Placement, Slots
 from cartwheel.core.quorum import effective
 from cartwheel.core.ring import Ring
 from cartwheel.core.storage import BUCKET_BYTES_MAX, Space, Store, seal, split_record_key, unseal
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     """How requests on one bucket run in this cluster: its properties, capped by the number of members (``effective``)."""
 
     props: BucketProps
+    members: int
     r: int
     w: int
     pr: int
@@ -57,7 +59,9 @@ class Plan(NamedTuple):
 class Local:
     """The shared state of one node's machines. ``now_s``, ``wall_ms`` and ``out`` are set anew for each event."""
 
-    def __init__(self, config: Config, store: Store, clock: HybridClock, *, stint: str, boot: int) -> None:
+    def __init__(  # noqa: PLR0915  # each line is a fact of the node
+        self, config: Config, store: Store, clock: HybridClock, *, stint: str, boot: int
+    ) -> None:
         self.config = config
         self.node: NodeId = config.node
         self.store = store
@@ -79,10 +83,14 @@ class Local:
         self._corrupt: set[bytes] = set()  # records found corrupt and not rewritten since
         self._next_id = boot << 32
         self.ring: Ring | None = None
-        self.size = 0  # how many nodes the ring has
+        self.placement: Placement | None = None
+        self.members = 0  # how many nodes the ring has
+        self.size = 0  # the same, and those that leave
         self.epoch = b""
+        self.serves = False  # we are a member, or about to leave: clients may ask us
+        self.levels: tuple[int, ...] = ()
+        """Each n in use, ascending."""
         self.buckets: dict[str, BucketProps] = {}
-        self._owners: dict[tuple[int, int], tuple[NodeId, ...]] = {}
         self._plans: dict[str, Plan] = {}
         self.reachable: set[NodeId] = set()
         """Peers that the transport can send to."""
@@ -119,8 +127,9 @@ class Local:
         """Told of keys whose record is known to be missing somewhere: anti-entropy compares their partition soon."""
         self.on_corrupt: Callable[[bytes], None] = _ignore_key
         """Told the key of a record that was found corrupt."""
+        self.before_place: Callable[[], None] = _ignore_place
         self.on_place: Callable[[], None] = _ignore_place
-        """Told that ring, members or buckets may have changed."""
+        """Told that ring, members, holdings or buckets are about to change, and that they may have."""
 
     # --- effects ---
 
@@ -148,48 +157,78 @@ class Local:
 
     # --- placement ---
 
-    def place(self, ring: Ring, epoch: bytes, buckets: dict[str, BucketProps]) -> None:
+    def place(self, placement: Placement, epoch: bytes, buckets: dict[str, BucketProps]) -> None:
         """Take a new view of the ring."""
-        self.ring, self.epoch, self.buckets = ring, epoch, buckets
-        self.size = len(ring.members)
-        self._owners = {}
+        self.before_place()
+        self.placement, self.ring, self.epoch, self.buckets = placement, placement.ring, epoch, buckets
+        self.members, self.size = len(placement.ring.members), len(placement.peers)
         self._plans = {}
+        self.serves = self.node in placement.peers
+        self.levels = tuple(sorted({DEFAULT_PROPS.n, *(props.n for props in buckets.values())}))
         self.on_place()
+
+    def is_peer(self, node: NodeId) -> bool:
+        """Whether a node (or this one) takes part: it is a member, or leaves but has not handed over everything yet."""
+        return self.placement is not None and node in self.placement.peers
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the ring has this node. It may not have joined yet, or have left."""
+        return self.ring is not None and self.node in self.ring.members
 
     def plan(self, bucket: str) -> Plan:
         """The bucket's plan, made once for each view of the ring."""
         plan = self._plans.get(bucket)
         if plan is None:
-            props, members = self.props(bucket), self.size
-            plan = Plan(
-                props,
-                effective(props.r, props.n, members),
-                effective(props.w, props.n, members),
-                effective(props.pr, props.n, members),
-                effective(props.pw, props.n, members),
-                max(effective(props.w, props.n, members), effective(props.pw, props.n, members)),
-                DURABILITY[props.durability],
-                props.durability == "one",
-                props.reconcile == "lww",
-                _refusal(bucket),
-            )
+            plan = self._make_plan(bucket, self.members)
             if len(self._plans) < PLANS_MAX:
                 self._plans[bucket] = plan
         return plan
 
-    def owners(self, record_key: bytes, n: int) -> tuple[NodeId, ...]:
-        """The first n nodes of the key's preference list."""
-        assert self.ring is not None
-        partition = self.ring.partition_of(record_key)
-        owners = self._owners.get((partition, n))
-        if owners is None:
-            owners = self._owners[partition, n] = self.ring.preference(partition)[:n]
-        return owners
+    def _make_plan(self, bucket: str, members: int) -> Plan:
+        props = self.props(bucket)
+        w, pw = effective(props.w, props.n, members), effective(props.pw, props.n, members)
+        return Plan(
+            props,
+            members,
+            effective(props.r, props.n, members),
+            w,
+            effective(props.pr, props.n, members),
+            pw,
+            max(w, pw),
+            DURABILITY[props.durability],
+            props.durability == "one",
+            props.reconcile == "lww",
+            _refusal(bucket),
+        )
 
-    def preference(self, record_key: bytes) -> tuple[NodeId, ...]:
-        """The key's whole preference list: owners, then fallbacks."""
-        assert self.ring is not None
-        return self.ring.preference(self.ring.partition_of(record_key))
+    def plan_for(self, plan: Plan, bucket: str, slots: Slots) -> Plan:
+        """The plan for a partition with these slots: while it gains owners it counts only those that it had."""
+        counted = len(slots.owners)
+        if counted >= plan.members or counted >= plan.props.n:
+            return plan
+        return self._make_plan(bucket, counted)
+
+    def slots(self, record_key: bytes, n: int) -> Slots:
+        """Who takes part in the requests for a key."""
+        placement = self.placement
+        assert placement is not None
+        return placement.slots(placement.ring.partition_of(record_key), n)
+
+    def owners(self, record_key: bytes, n: int) -> tuple[NodeId, ...]:
+        """The nodes that count for a key: the first n of its preference list, unless they are still to be."""
+        return self.slots(record_key, n).owners
+
+    def fallbacks(self, record_key: bytes, n: int) -> tuple[NodeId, ...]:
+        """Who stands in for owners that cannot be asked, in this order."""
+        placement = self.placement
+        assert placement is not None
+        return placement.fallbacks(placement.ring.partition_of(record_key), n)
+
+    def is_writer(self, node: NodeId, record_key: bytes) -> bool:
+        """Whether this node is sent the writes of a key: it owns it, or is to own it."""
+        slots = self.slots(record_key, self.props(split_record_key(record_key)[0]).n)
+        return node in slots.owners or (slots.moving and node in slots.writers)
 
     def props(self, bucket: str) -> BucketProps:
         """The properties of a bucket; one never set has the defaults."""
@@ -348,6 +387,20 @@ class Local:
             self.write_record(record_key, ours, merged, durability)
 
     # --- hints ---
+
+    def take(self, intended: NodeId, record_key: bytes, sealed: bytes, durability: Durability) -> None:
+        """Keep what a coordinator sends: as our own record if we are an owner (or are to be one), as a hint for whom we are asked
+        to stand in for.
+
+        Raises:
+            CorruptData, HintsFull, ValueError: as ``keep_hint``.
+        """
+        if not intended or intended == self.node:
+            self.absorb(record_key, sealed, durability)
+            return
+        self.keep_hint(intended, record_key, sealed, durability)
+        if self.is_writer(self.node, record_key):
+            self.absorb(record_key, sealed, durability)
 
     def keep_hint(
         self, intended: NodeId, record_key: bytes, sealed: bytes, durability: Durability, *, limited: bool = True

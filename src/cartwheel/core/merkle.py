@@ -69,6 +69,10 @@ class HashTree:
         at = partition * LEAVES
         self.leaves[at : at + LEAVES] = array("Q", bytes(LEAVES * HASH_BYTES))
 
+    def is_empty(self, partition: int) -> bool:
+        """Whether no record is noted there."""
+        return not any(self.leaves[partition * LEAVES : (partition + 1) * LEAVES])
+
     def packed(self, partition: int) -> bytes:
         """A partition's leaves, 8 bytes each."""
         at = partition * LEAVES

@@ -33,26 +33,36 @@ from cartwheel.core.failure import Detector
 from cartwheel.core.hints import Hints
 from cartwheel.core.local import META_STINT, Local
 from cartwheel.core.membership import Membership
+from cartwheel.core.membership.administration import Administration, describe
 from cartwheel.core.messages import (
+    ClientAbandon,
     ClientBucketSet,
+    ClientCommit,
     ClientCount,
     ClientDigests,
     ClientExplain,
     ClientGet,
     ClientHints,
+    ClientJoin,
     ClientPut,
     ClientRepair,
     ClientRepairStatus,
     ClientScan,
+    ClientStage,
     CountAsk,
     Counts,
+    Disagree,
     DiskSpace,
+    Drain,
     Effect,
     Event,
     Fetch,
     Fetched,
     Forward,
     Forwarded,
+    Gossip,
+    HandedOver,
+    HandOver,
     Health,
     HintDeliver,
     HintGrant,
@@ -60,13 +70,15 @@ from cartwheel.core.messages import (
     HintsAsk,
     HintsTold,
     HintTaken,
-    HistoryPush,
+    JoinAsk,
+    JoinTold,
     LeafDiff,
     LeafKeys,
     LeafRows,
     MemberStatus,
     PeerDown,
     PeerUp,
+    PlanTold,
     Probe,
     Probed,
     Reap,
@@ -86,14 +98,18 @@ from cartwheel.core.messages import (
     TreeLeaves,
     TreeRoots,
     TurnEnd,
+    ViewPush,
 )  # fmt: skip
 from cartwheel.core.reaper import Reaper
 from cartwheel.core.replica import Replica
-from cartwheel.core.ring import History, Member
+from cartwheel.core.ring import Change, History, Member
 from cartwheel.core.storage import Space, Store
 from cartwheel.core.summary import Summary
+from cartwheel.core.transfer import Transfer
 from cartwheel.core.types import Durability, NodeId, make_actor, node_of
 
+STRANGERS_MAY = frozenset({ViewPush, Gossip, JoinAsk, JoinTold})
+"""What is heard from nodes that are no members (trap: a removed node that goes on acknowledging)."""
 META_CLEAN = b"\x00clean-stop"
 """The clock's last reading, if the node stopped cleanly."""
 
@@ -128,12 +144,22 @@ class Node:
         self._coverage = Coverage(self._local, self._summary)
         self._antientropy = AntiEntropy(self._local, self._summary)
         self._membership = Membership(self._local)
+        self._administration = Administration(self._local, self._membership)
         self._detector = Detector(self._local)
         self._reaper = Reaper(self._local)
+        self._transfer = Transfer(
+            self._local,
+            self._summary,
+            compare=self._antientropy.compare,
+            gain=self._membership.gain,
+            give=self._membership.give,
+            leave=self._membership.leave,
+        )
         self._local.on_write = self._summary.note_write
         self._local.on_mortal = self._reaper.note_write
         self._local.mark_missing = self._antientropy.urge_key
-        self._local.on_place = self._summary.place
+        self._local.before_place = self._coordinator.puts.leave
+        self._local.on_place = self._placed
         self._local.on_corrupt = self._note_corrupt
         self._background = deque(
             [
@@ -141,6 +167,7 @@ class Node:
                 self._antientropy.handle_tick,
                 self._summary.handle_tick,
                 self._reaper.handle_tick,
+                self._transfer.handle_tick,
             ]
         )
         self._messages = self._message_handlers()
@@ -160,7 +187,13 @@ class Node:
             ScanPage: self._coverage.handle_scan_page,
             CountAsk: self._coverage.handle_count_ask,
             Counts: self._coverage.handle_counts,
-            HistoryPush: self._membership.handle_push,
+            ViewPush: self._membership.handle_push,
+            Gossip: self._membership.handle_gossip,
+            JoinAsk: self._membership.handle_join_ask,
+            JoinTold: self._membership.handle_join_told,
+            Disagree: self._coordinator.handle_disagree,
+            HandOver: self._transfer.gives.handle_hand_over,
+            HandedOver: self._transfer.gains.handle_handed_over,
             HintOffer: self._hints.handle_offer,
             HintGrant: self._hints.handle_grant,
             HintDeliver: self._hints.handle_deliver,
@@ -195,11 +228,16 @@ class Node:
             ClientBucketSet: self._membership.set_bucket,
             ClientRepair: self._antientropy.repair,
             ClientRepairStatus: self._antientropy.repair_status,
+            ClientStage: self._administration.stage,
+            ClientCommit: self._administration.commit,
+            ClientAbandon: self._administration.abandon,
+            ClientJoin: self._administration.join,
             PeerUp: self._peer_up,
             PeerDown: self._peer_down,
             Tick: self._tick,
             TurnEnd: self._turn_end,
             DiskSpace: self._detector.handle_disk,
+            Drain: self._detector.drain,
         }
 
     @property
@@ -261,11 +299,28 @@ class Node:
         src, batch = event.src, event.batch
         local = self._local
         handlers = self._messages
-        for message in batch.messages:
-            handlers[type(message)](src, message)
-        self._replica.acknowledge(src)
-        if batch.epoch != local.epoch and src != local.node:
+        self._replica.begin(batch.epoch)
+        if local.serves and local.is_peer(src):
+            for message in batch.messages:
+                handlers[type(message)](src, message)
+            self._replica.acknowledge(src)
+        else:
+            for message in batch.messages:
+                if type(message) in STRANGERS_MAY:
+                    handlers[type(message)](src, message)
+        if src == local.node:
+            return
+        if batch.epoch != local.epoch:
             self._membership.handle_epoch(src, batch.epoch)
+        elif src in self._coordinator.disagrees:
+            self._coordinator.handle_agreement(src)
+
+    def _placed(self) -> None:
+        """There is a new view of the ring."""
+        self._summary.place()
+        self._reaper.handle_place()
+        self._detector.handle_place()  # before requests are planned anew: who has just joined can be asked
+        self._coordinator.replan()
 
     def _peer_up(self, event: PeerUp) -> None:
         assert event.node != self._local.node, "a node reached itself"
@@ -284,6 +339,7 @@ class Node:
         self._coverage.handle_peer_down(event.node, event.reason)
         self._antientropy.handle_peer_down(event.node, event.reason)
         self._hints.handle_peer_down(event.node, event.reason)
+        self._transfer.gains.handle_peer_down(event.node)
 
     def _note_corrupt(self, record_key: bytes) -> None:
         self._summary.note_corrupt(record_key)
@@ -307,21 +363,49 @@ class Node:
         self._coordinator.handle_tick()
         self._coverage.handle_tick()
         self._local.mind_clock()
+        self._membership.handle_tick()
         for handle_tick in self._background:
             handle_tick()
         self._background.rotate(1)  # at its floor the budget is for who comes first
 
     # --- for people and tests ---
 
+    @property
+    def requests_under_way(self) -> int:
+        """At this coordinator, not answered yet."""
+        return self._coordinator.under_way
+
     def buckets_with_keys(self) -> list[str]:
         """The buckets that this node holds live keys of."""
         return self._summary.buckets()
+
+    def plan(self) -> PlanTold:
+        """What the staged changes would do."""
+        return self._administration.plan()
+
+    def changes(self) -> list[tuple[Change, str]]:
+        """All changes that this node knows, in their order, each with what it says in words."""
+        return [(change, describe(change)) for change in self._membership.history]
+
+    @property
+    def changes_known(self) -> History:
+        """The history of membership."""
+        return self._membership.history
+
+    def safe_to_stop(self, node: NodeId) -> list[str]:
+        """Why this node may not be stopped now; empty: it may."""
+        return self._membership.why_not_stop(node)
+
+    def addresses(self) -> dict[NodeId, str]:
+        """Where to dial: those that take part, and those that want to."""
+        return self._membership.addresses()
 
     def status(self) -> Status:
         """A snapshot for ``status`` and ``INFO``."""
         local = self._local
         ring = local.ring
         assert ring is not None
+        assert local.placement is not None
         owned: dict[NodeId, int] = {}
         for owner in ring.owners:
             owned[owner] = owned.get(owner, 0) + 1
@@ -339,6 +423,8 @@ class Node:
             admission=self._admission.status(),
             hints=self._hints.status(),
             antientropy=self._antientropy.status(),
+            transfer=self._transfer.status(),
+            leaving=list(local.placement.leaving),
         )
 
     def _member_status(self, member: Member, partitions: int) -> MemberStatus:
@@ -367,8 +453,10 @@ class Node:
                 "parts of the data here cannot be read: look at the disk, and restart this node. It keeps what is readable then, "
                 "and fetches the rest from the others"
             )
-        size = local.size
-        if size < 3:
+        if not local.is_member:
+            notes.append(self._membership.why_no_member())
+        size = local.members
+        if 0 < size < 3:
             notes.append(
                 f"the cluster has {size} node{'s' * (size > 1)}: a bucket's n above that means {size}, "
                 f"its r and w at most {size // 2 + 1}"

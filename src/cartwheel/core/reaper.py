@@ -4,7 +4,7 @@ A record is **dead** if none of its versions shows a value any more: all are tom
 grace. While a dead record stays, it covers whatever it deleted. Once it is gone an older copy would count as news; so it may go
 only when no older copy is left *anywhere*: not at an owner, not in a hint, not in a message or request under way.
 
-    first owner of the partition                                   every member of the ring
+    first owner of the partition                                   every member of the ring, and those that leave it
       finds dead records, round 1:  ReapAsk(keys, checksums) ────>   an owner: "I hold exactly this, synced, and find it dead"
                                     <──────────────── ReapReady      everyone: "I keep no hint of these keys"
       waits for the quarantine, which outlives all messages and requests of before
@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 from cartwheel.core import versions
 from cartwheel.core.clock import wall_ms_of
@@ -50,6 +51,8 @@ BATCH_BYTES = 1 << 20
 """Candidates of one round, and their keys' bytes."""
 QUARANTINED_MAX = 200
 """Batches that wait for their second round: with a quarantine of two minutes some 1,600 records a second can be reaped."""
+GATHER_S = 5.0
+"""Candidates are gathered for so long, if there are always more."""
 SCAN_ROWS = 500
 """Rows read in one step: a millisecond or two."""
 ROWS_FOR_ONE = 8
@@ -64,7 +67,7 @@ Candidate = tuple[bytes, bytes]
 class Round:
     """A question to all members."""
 
-    __slots__ = ("asked_s", "id", "left", "number", "waiting")
+    __slots__ = ("asked_s", "elsewhere", "id", "left", "number", "waiting")
 
     def __init__(self, number: int, request_id: int, candidates: list[Candidate], asked_s: float) -> None:
         self.number = number
@@ -72,6 +75,7 @@ class Round:
         self.left: list[Candidate | None] = list(candidates)  # None: somebody refuses
         self.asked_s = asked_s
         self.waiting: set[NodeId] = set()
+        self.elsewhere: list[tuple[NodeId, Candidate]] = []  # left over with nodes that have no part in them
 
 
 class Reaper:
@@ -83,6 +87,7 @@ class Reaper:
         self._scan: tuple[int, bytes] | None = None  # the partition that is being read, and from where
         self._found: list[Candidate] = []
         self._found_bytes = 0
+        self._found_s = 0.0  # when there was nothing found, last
         self._known: set[bytes] = set()  # Invariant: the keys found, asked for, or quarantined
         self._round: Round | None = None
         self._quarantined: deque[tuple[float, list[Candidate]]] = deque()  # agreed in round 1, and when
@@ -93,6 +98,15 @@ class Reaper:
         """Look at every partition once: what an earlier life knew is forgotten."""
         assert self._local.ring is not None
         self._suspects = dict.fromkeys(range(self._local.ring.q), self._local.now_s + self._local.config.reap_pause_s)
+
+    def handle_place(self) -> None:
+        """There is a new view: other nodes may be first owners, and there may be more partitions."""
+        ring = self._local.ring
+        assert ring is not None
+        at_s = self._local.now_s + self._local.config.reap_pause_s
+        for partition in range(ring.q) if self._suspects else ():
+            if self._suspects.get(partition, 0.0) == math.inf:
+                self._suspects[partition] = at_s
 
     def note_write(self, record_key: bytes, new: Record) -> None:
         """A record that is written may die one day."""
@@ -125,9 +139,15 @@ class Reaper:
                 self._round = None
         elif self._quarantined and local.now_s - self._quarantined[0][0] >= local.config.reap_quarantine_s:
             self._ask(2, self._quarantined.popleft()[1])
-        elif len(self._quarantined) < QUARANTINED_MAX and not self._gather() and self._found:
+        elif len(self._quarantined) < QUARANTINED_MAX and (not self._gather() or self._waited()) and self._found:
             found, self._found, self._found_bytes = self._found, [], 0
             self._ask(1, found)
+
+    def _waited(self) -> bool:
+        """Whether what was found has waited for long: where many partitions hold tombstones there is always more to read."""
+        if not self._found:
+            self._found_s = self._local.now_s
+        return self._local.now_s - self._found_s >= GATHER_S
 
     def _gather(self) -> bool:
         """Read on in the partition that is due. False: there is none, or enough is found."""
@@ -172,12 +192,17 @@ class Reaper:
         return None
 
     def _leads(self, partition: int) -> bool:
-        ring = self._local.ring
-        return ring is not None and ring.preference(partition)[:1] == (self._local.node,)
+        """Whether this node is the first owner, for buckets of any n."""
+        local, placement = self._local, self._local.placement
+        assert placement is not None
+        return any(placement.slots(partition, n).owners[:1] == (local.node,) for n in local.levels)
 
     def _consider(self, record_key: bytes, sealed: bytes) -> bool:
         """Gather a dead record. Returns whether it is dead or may become so."""
+        local = self._local
         try:
+            if local.owners(record_key, local.props(split_record_key(record_key)[0]).n)[:1] != (local.node,):
+                return False
             record = versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
         except CorruptData:
             return False
@@ -190,11 +215,11 @@ class Reaper:
     def _ask(self, number: int, candidates: list[Candidate]) -> None:
         """Ask every member, ourselves first."""
         local = self._local
-        assert local.ring is not None
+        assert local.placement is not None
         refused = set(self._refused(*_columns(candidates)))
         self._forget([candidate for i, candidate in enumerate(candidates) if i in refused])
         candidates = [candidate for i, candidate in enumerate(candidates) if i not in refused]
-        others = [node for node in local.ring.members if node != local.node]
+        others = sorted(local.placement.peers - {local.node})
         if not candidates:
             return
         if any(node not in local.reachable for node in others):
@@ -218,6 +243,11 @@ class Reaper:
             if refused is not None:
                 self._forget([refused])
                 asked.left[i] = None
+        asked.elsewhere += [
+            (src, candidate)
+            for i in message.left
+            if 0 <= i < len(asked.left) and (candidate := asked.left[i]) is not None
+        ]
         asked.waiting.discard(src)
         if asked.waiting:
             return
@@ -226,20 +256,24 @@ class Reaper:
         if asked.number == 1 and left:
             self._quarantined.append((self._local.now_s, left))
         elif left:
-            self._reap(left)
+            self._reap(left, asked.elsewhere)
 
     def _forget(self, candidates: list[Candidate]) -> None:
         """These are no longer looked after: a later look at their partition finds them anew."""
         self._known.difference_update([record_key for record_key, _ in candidates])
 
-    def _reap(self, candidates: list[Candidate]) -> None:
+    def _reap(self, candidates: list[Candidate], elsewhere: list[tuple[NodeId, Candidate]]) -> None:
         local = self._local
         self._forget(candidates)
         shares: dict[NodeId, list[Candidate]] = {}
         for candidate in candidates:
             bucket = split_record_key(candidate[0])[0]
-            for owner in local.owners(candidate[0], local.props(bucket).n):
+            for owner in local.slots(candidate[0], local.props(bucket).n).writers:
                 shares.setdefault(owner, []).append(candidate)
+        agreed = set(candidates)
+        for node, candidate in elsewhere:
+            if candidate in agreed:
+                shares.setdefault(node, []).append(candidate)
         for owner, share in shares.items():
             if owner == local.node:
                 self._remove(*_columns(share))
@@ -251,13 +285,25 @@ class Reaper:
     def handle_ask(self, src: NodeId, message: ReapAsk) -> None:
         """Agree to what we hold exactly so, or do not own; refuse what we keep a hint of."""
         if len(message.checksums) == CHECKSUM_BYTES * len(message.record_keys):
-            self._promise(src, message.id, self._refused(message.record_keys, message.checksums))
+            refused = self._refused(message.record_keys, message.checksums)
+            self._promise(src, message.id, refused, self._left_over(message.record_keys, refused))
 
-    def _promise(self, dst: NodeId, request_id: int, refused: list[int]) -> None:
+    def _left_over(self, record_keys: list[bytes], refused: list[int]) -> list[int]:
+        """Those that lie here, though we have no part in them."""
+        local = self._local
+        return [
+            i
+            for i, key in enumerate(record_keys)
+            if i not in refused
+            and not local.is_writer(local.node, key)
+            and local.store.get(Space.RECORDS, key) is not None
+        ]
+
+    def _promise(self, dst: NodeId, request_id: int, refused: list[int], left: Sequence[int] = ()) -> None:
         """Answer once all that was written here before is synced, however little its writers asked for."""
         local = self._local
         local.store.stage(Space.META, META_REAP, b"\x01", Durability.SYNC)
-        local.send(dst, ReapReady(request_id, refused), Durability.SYNC)
+        local.send(dst, ReapReady(request_id, refused, list(left)), Durability.SYNC)
 
     def _refused(self, record_keys: list[bytes], checksums: bytes) -> list[int]:
         hinted = self._local.hints.holds_any(record_keys)

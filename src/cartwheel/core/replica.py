@@ -10,6 +10,7 @@ from __future__ import annotations
 from cartwheel.core.errors import ClockSkew, CorruptData, HintsFull
 from cartwheel.core.local import Local
 from cartwheel.core.messages import (
+    Disagree,
     ReplicaRead,
     ReplicaRefused,
     ReplicaRepair,
@@ -27,6 +28,18 @@ class Replica:
     def __init__(self, local: Local) -> None:
         self._local = local
         self._wrote: tuple[list[int], ...] = tuple([] for _ in Durability)  # by what the ack waits for
+        self._epoch = b""  # of the batch that is being handled
+
+    def begin(self, epoch: bytes) -> None:
+        """A batch is being handled: its sender's view had this epoch when it was sent."""
+        self._epoch = epoch
+
+    def _agrees(self, record_key: bytes, tag: int) -> bool:
+        """Whether the coordinator sees the key's slots as we do (``placement``). Equal epochs make it sure."""
+        local = self._local
+        if self._epoch == local.epoch or not tag:
+            return True
+        return tag == local.slots(record_key, local.props(split_record_key(record_key)[0]).n).tag
 
     def handle_write(self, src: NodeId, message: ReplicaWrite) -> None:
         """Merge, into our own record or the hint for whom we stand in for, and, once durable, acknowledge (``acknowledge`` after
@@ -35,17 +48,18 @@ class Replica:
         try:
             self._observe(message)
             durability = Durability(message.durability)
-            if message.intended and message.intended != local.node:
-                local.keep_hint(message.intended, message.record_key, message.sealed, durability)
-            else:
-                local.absorb(message.record_key, message.sealed, durability)
+            local.take(message.intended, message.record_key, message.sealed, durability)
         except (ClockSkew, CorruptData, HintsFull, ValueError) as error:
             local.count("writes_refused")
             hint = message.record_key if message.intended else b""
             for request_id in message.ids:
                 local.send(src, ReplicaRefused(request_id, str(error), hint))
             return
-        self._wrote[durability].extend(message.ids)
+        if self._agrees(message.record_key, message.tag):
+            self._wrote[durability].extend(message.ids)
+        else:
+            local.count("views_differ")
+            local.send(src, Disagree(message.ids))
 
     def _observe(self, message: ReplicaWrite) -> None:
         """Let our clock follow the write's. One too far ahead is not followed; only where the last writer wins it is refused:
@@ -70,6 +84,10 @@ class Replica:
         """Tell what we hold, hints for others included (section 4.6)."""
         local = self._local
         try:
+            if not self._agrees(message.record_key, message.tag):
+                local.count("views_differ")
+                local.send(src, Disagree([message.id]))
+                return
             entry, hold = local.answer(message.record_key)
         except CorruptData:
             local.send(src, ReplicaRefused(message.id, "its copy fails the checksum"))
@@ -80,6 +98,8 @@ class Replica:
         """Merge what a read found newer elsewhere. A merge is never refused, whatever its clock readings."""
         local = self._local
         try:
+            if not local.is_writer(local.node, message.record_key):
+                return  # the reader's view is an earlier one
             local.absorb(message.record_key, message.sealed, Durability.OS)
         except CorruptData:
             local.count("repairs_refused")

@@ -57,14 +57,11 @@ class Summary:
     """Counts and trees of one node."""
 
     def __init__(self, local: Local) -> None:
-        q = local.config.q
         self._local = local
-        self._q = q
-        self._partition_shift = 24 - (q.bit_length() - 1)
-        self._leaf_shift = HashTree(1).shift - (q.bit_length() - 1)
         self._counts: dict[str, dict[int, int]] = {}
         self._n: dict[str, int] = {}  # of the buckets that have one of their own
-        self.trees: dict[int, HashTree] = {DEFAULT_PROPS.n: HashTree(q)}
+        self._cut(local.config.q)
+        self.trees: dict[int, HashTree] = {DEFAULT_PROPS.n: HashTree(self._q)}
         self._leaves: dict[bytes, array[int]] = {}  # a bucket as it stands in record keys -> its tree's leaves
         self._default = self.trees[DEFAULT_PROPS.n].leaves
         self._todo: set[int] = set()  # partitions to be built
@@ -72,6 +69,12 @@ class Summary:
         self._cursor = b""  # its rows below are noted
         self._reading = False
         self.scrubbed = 0
+
+    def _cut(self, q: int) -> None:
+        """The ring has so many partitions."""
+        self._q = q
+        self._partition_shift = 24 - (q.bit_length() - 1)
+        self._leaf_shift = HashTree(1).shift - (q.bit_length() - 1)
 
     # --- life ---
 
@@ -96,6 +99,7 @@ class Summary:
         if saved.n != self._n or trees.keys() != self.trees.keys():
             return False
         self._counts, self.trees, self.scrubbed = saved.counts, trees, saved.scrubbed
+        self._todo = set()
         self._route()
         return True
 
@@ -108,7 +112,16 @@ class Summary:
         self._local.store.stage(Space.META, META_SUMMARY, saved, Durability.SYNC)
 
     def place(self) -> None:
-        """The properties of buckets may have changed (``Local.on_place``): a bucket with records may need another tree."""
+        """There is another view (``Local.on_place``). A bucket with records may need another tree; and where the ring has been
+        doubled, every partition needs trees of its own."""
+        ring = self._local.ring
+        assert ring is not None
+        if ring.q != self._q:
+            self._cut(ring.q)
+            self.trees = {each: HashTree(ring.q) for each in self.trees}
+            self._counts = {}
+            self._route()
+            self._build_all()
         n = {name: props.n for name, props in sorted(self._local.buckets.items()) if props.n != DEFAULT_PROPS.n}
         if n == self._n:
             return

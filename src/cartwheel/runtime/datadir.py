@@ -30,8 +30,9 @@ from cartwheel.core.errors import ConfigError
 from cartwheel.core.storage import Engine
 from cartwheel.runtime.engines import ENGINES, open_engine
 
-FORMAT = 1
-"""Of the directory's layout. A program refuses a higher one than its own."""
+FORMAT = 2
+"""Of the directory's layout. A program refuses any other: 1 is of a development build that cut the rings of new clusters otherwise, so
+that the records would be looked for elsewhere."""
 
 IDENTITY_FILE, LOCK_FILE, ENGINE_FOLDER = "CARTWHEEL", "lock", "engine"
 _TEMPORARY = IDENTITY_FILE + ".tmp"
@@ -115,6 +116,19 @@ def open_datadir(path: Path, *, cluster: str, node: str, engine: str, q: int) ->
         raise
 
 
+def known_q(path: Path) -> int | None:
+    """How many partitions the ring of this data directory has; None: it is a new one.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        identity = _read_identity(path)
+    except OSError as error:
+        raise _unusable(path, error) from None
+    return None if identity is None else identity.q
+
+
 def _unusable(path: Path, error: OSError) -> ConfigError:
     what = error.strerror or str(error)
     where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
@@ -183,6 +197,11 @@ def _read_identity(path: Path) -> Identity | None:
             raise ConfigError(
                 f"data directory {path} has format {format_}, and this program knows formats up to {FORMAT}: a newer version "
                 f"made it; run that version, or start with an empty directory"
+            )
+        if format_ < FORMAT:
+            raise ConfigError(
+                f"data directory {path} has format {format_}, of a development build whose rings were cut otherwise: copy what you "
+                "need with that build, and start with an empty directory"
             )
         return msgspec.json.decode(text, type=Identity)
     except msgspec.DecodeError as error:

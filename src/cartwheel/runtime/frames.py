@@ -18,8 +18,9 @@ import msgspec
 from cartwheel.core.errors import PeerError
 from cartwheel.core.types import NodeId
 
-PROTOCOL_MIN = 1
-PROTOCOL_MAX = 1
+PROTOCOL_MIN = 2
+PROTOCOL_MAX = 2
+"""2: membership changes while the cluster serves; the ring of a new cluster is cut otherwise than in 1."""
 CHALLENGE_BYTES = 16
 HELLO_BYTES_MAX = 4096
 """A stranger can make us buffer no more than this."""
@@ -38,9 +39,13 @@ class Hello(msgspec.Struct, array_like=True, tag="hello"):
     boot: int
     """The dialer's boot nonce: two processes with one node id differ in it."""
     wanted: NodeId
+    """"": whoever is there (a seed)."""
     challenge: bytes
     q: int
-    """Partitions of the dialer's ring: a peer that cuts the ring otherwise would look for keys elsewhere."""
+    """Partitions that the dialer's ring was founded with: a peer that cuts the ring otherwise would look for keys elsewhere. 0:
+    it wants to know."""
+    address: str = ""
+    """``host:port`` where the dialer hears peers: an acceptor that does not know it dials back."""
 
 
 class Welcome(msgspec.Struct, array_like=True, tag="welcome"):
@@ -51,6 +56,8 @@ class Welcome(msgspec.Struct, array_like=True, tag="welcome"):
     boot: int
     challenge: bytes
     proof: bytes
+    q: int = 0
+    """Partitions that the ring was founded with."""
 
 
 class Refusal(msgspec.Struct, array_like=True, tag="refusal"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import secrets
 import signal
@@ -19,24 +20,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
+
 from cartwheel.core.config import BucketProps, Config
-from cartwheel.core.errors import CorruptData
-from cartwheel.core.messages import Status
+from cartwheel.core.errors import ConfigError, CorruptData, PeerError
+from cartwheel.core.messages import Drain, PlanTold, Status
 from cartwheel.core.node import Node
 from cartwheel.core.ring import Change, ChangeKind, History, Member
 from cartwheel.core.storage import Store
 from cartwheel.core.types import Crowd
-from cartwheel.runtime.datadir import DataDir, open_datadir
+from cartwheel.runtime.datadir import DataDir, known_q, open_datadir
 from cartwheel.runtime.diskspace import watch_disk
 from cartwheel.runtime.driver import Driver, wall_ms
 from cartwheel.runtime.engines.salvage import facts_lost
 from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 from cartwheel.runtime.resp.server import RespServer
 from cartwheel.runtime.settings import ServerSettings, join_address
-from cartwheel.runtime.transport import Peers
+from cartwheel.runtime.transport import Peers, ask_seed
 
 log = logging.getLogger(__name__)
 
+DRAIN_S = 5.0
+"""For what is under way when the node is told to stop."""
+SEED_TIMEOUT_S = 5.0
 STINT_EPOCH_S = 1_577_836_800
 """2020-01-01: stints count seconds from here, to be short."""
 SWITCH_INTERVAL_S = 0.0005
@@ -63,7 +69,14 @@ class Server:
         with _own_facts():
             self.node = Node(self.config, store, history=first_history(settings), stint=new_stint(), boot=boot)
         self._driver = Driver(self.node, store, datadir.engine, on_halt=self._halt)
-        self._peers = Peers(self.node, boot=boot, secret=settings.secret, submit=self._driver.submit)
+        self._peers = Peers(
+            self.node,
+            boot=boot,
+            secret=settings.secret,
+            submit=self._driver.submit,
+            seeds=settings.join,
+            elsewhere=settings.dial,
+        )
         self.resp = RespServer(self, settings.host, settings.resp_port)
         self.submit: Callable[[ClientEvent], None] = self._driver.submit
         self._disk_watch: asyncio.Task[None] | None = None
@@ -77,12 +90,19 @@ class Server:
         self._disk_watch = asyncio.get_running_loop().create_task(
             watch_disk(self._datadir.path, self.server_settings.disk_bytes_max, self._driver.submit)
         )
-        ring = self.node.local.ring
-        assert ring is not None
         await self._peers.listen(self.server_settings.host, self.server_settings.peer_port)
-        elsewhere = self.server_settings.dial
-        self._peers.dial({m.node: elsewhere.get(m.node, m.address) for m in ring.members.values()})
+        self._peers.dial()
         await self.resp.start()
+
+    async def drain(self) -> None:
+        """Before a stop: tell the peers, so that they ask others at once, and answer what is under way."""
+        self._driver.submit(Drain())
+        deadline_s = asyncio.get_running_loop().time() + DRAIN_S
+        self.resp.close_door()
+        while self.node.requests_under_way or self.resp.unanswered:
+            if asyncio.get_running_loop().time() > deadline_s:
+                break
+            await asyncio.sleep(0.01)  # the core has no events for it, and a stop is no hurry
 
     async def stop(self) -> None:
         """Close the doors, commit what is staged, mark the clean stop, close the data directory."""
@@ -124,6 +144,22 @@ class Server:
         """This node's view."""
         return self.node.status()
 
+    def plan(self) -> PlanTold:
+        """What the staged changes would do."""
+        return self.node.plan()
+
+    def changes(self) -> list[tuple[Change, str]]:
+        """The history of membership, each change with what it says in words."""
+        return self.node.changes()
+
+    def safe_to_stop(self, node: str) -> list[str]:
+        """Why a node may not be stopped now."""
+        return self.node.safe_to_stop(node)
+
+    def add_seed(self, address: str) -> None:
+        """Look for a cluster to join there."""
+        self._peers.add_seed(address)
+
     def data_bytes(self) -> int:
         """About the size of the stored data."""
         return self._datadir.engine.size_bytes()
@@ -153,12 +189,21 @@ def core_config(settings: ServerSettings) -> Config:
         skew_ms_max=settings.skew_ms_max,
         admission_p99_s=settings.admission_p99_s,
         background_records_per_s_max=settings.background_records_per_s_max,
+        give_grace_s=settings.give_grace_s,
         door=join_address(settings.advertise_host, settings.resp_port),
+        address=join_address(settings.advertise_host, settings.peer_port),
+        host=settings.advertise_host,
+        zone=settings.zone,
+        weight=settings.weight,
+        joins=bool(settings.join),
     )
 
 
 def first_history(settings: ServerSettings) -> History:
-    """The history of a new cluster: its first members join, in the order of their names, the same on every node."""
+    """The history of a new cluster: its first members join, in the order of their names, the same on every node. A node that
+    joins another cluster begins with none."""
+    if settings.join:
+        return History()
     members = sorted(settings.initial_cluster, key=lambda spec: spec.node)
     return History(
         Change(
@@ -191,6 +236,8 @@ def run(settings: ServerSettings, on_ready: Callable[[Server], None]) -> int:
     """
     assert_assertions()
     raise_file_limit()
+    if settings.join:
+        settings = msgspec.structs.replace(settings, q=founding_q(settings))
     datadir = open_datadir(
         settings.data, cluster=settings.cluster, node=settings.node, engine=settings.engine, q=settings.q
     )
@@ -199,6 +246,37 @@ def run(settings: ServerSettings, on_ready: Callable[[Server], None]) -> int:
             return runner.run(_serve(settings, datadir, on_ready))
     finally:
         datadir.close()
+
+
+def founding_q(settings: ServerSettings) -> int:
+    """How many partitions the cluster that this node joins was founded with: as the data directory says, or else a seed.
+
+    Raises:
+        ConfigError: no seed tells.
+    """
+    known = known_q(settings.data)
+    if known is not None:
+        return known
+    reasons = []
+    for seed in settings.join:
+        try:
+            return asyncio.run(
+                ask_seed(
+                    seed,
+                    cluster=settings.cluster,
+                    node=settings.node,
+                    secret=bytes(settings.secret),
+                    timeout_s=SEED_TIMEOUT_S,
+                )
+            )
+        except TimeoutError:
+            reasons.append(f"{seed}: no answer in {SEED_TIMEOUT_S:g} s")
+        except (OSError, UnicodeError, PeerError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            reasons.append(f"{seed}: {os.strerror(number) if number else error}")  # asyncio's own text says less
+    raise ConfigError(
+        f"no cluster to join was found ({'; '.join(reasons)}): --join names the ports for peers of its members"
+    )
 
 
 async def _serve(settings: ServerSettings, datadir: DataDir, on_ready: Callable[[Server], None]) -> int:
@@ -214,6 +292,8 @@ async def _serve(settings: ServerSettings, datadir: DataDir, on_ready: Callable[
         on_ready(server)
         server.halted.add_done_callback(lambda _: stop.set())
         await stop.wait()
+        if not server.halted.done():
+            await server.drain()
     finally:
         await server.stop()
     if server.halted.done():

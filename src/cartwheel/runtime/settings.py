@@ -34,7 +34,7 @@ import msgspec
 
 from cartwheel.core.errors import ConfigError
 from cartwheel.core.ring import Member
-from cartwheel.core.ring.history import NODE_CHARACTERS
+from cartwheel.core.ring.history import NODE_CHARACTERS, WEIGHT_MAX, WEIGHT_MIN
 from cartwheel.core.ring.ring import Q_MAX
 from cartwheel.core.types import NodeId
 
@@ -99,6 +99,13 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     `/host=...` (the physical machine) and `/weight=...` if wanted: `n1=10.0.0.1:7702/zone=a/weight=2`. In the file also
     tables: `[[initial_cluster]]` with `node`, `address`, `zone`, `host`, `weight`. Read once, when the data directory is
     new. Default: this node alone."""
+    join: tuple[str, ...] = ()
+    """Addresses (`host:port`) of nodes of the cluster to join, at their ports for peers; one that answers is enough. The join is
+    staged there, and waits for `cartwheel cluster commit`. At later starts they help to find the others."""
+    zone: str = ""
+    """The data centre or availability zone that a node joins in, or that a cluster of one is in."""
+    weight: float = 1.0
+    """A joining node's capacity, relative to the others'."""
     dial: dict[NodeId, str] = {}
     """Where this node reaches its peers, in place of their member addresses, for address translation and for fault
     injection: `n2=192.0.2.7:9001,n3=...`. In the file also a table: `[dial]`. Nodes that are not named are reached at their
@@ -127,6 +134,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     this, in seconds; and a node lets in fewer requests while they wait longer than this."""
     background_records_per_s_max: int = 1000
     """How many records a second background work may handle on a node that has little else to do."""
+    give_grace_s: float = 60.0
+    """How long a node keeps what it has handed over, in seconds, after the new owners have all of it."""
     log_level: LogLevel = "info"
     """How much is logged to standard error: `debug`, `info`, `warning`, `error`."""
 
@@ -149,6 +158,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "skew_ms_max": (1, 3_600_000),
     "admission_p99_s": (0.001, 60),
     "background_records_per_s_max": (20, 10_000_000),
+    "give_grace_s": (0.1, 86_400),
+    "weight": (WEIGHT_MIN, WEIGHT_MAX),
 }
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -206,6 +217,10 @@ def load_settings(
             f"{settings.peer_port}: each door needs its own port"
         )
     path = given.get("secret_file")
+    if path is None and settings.join:
+        raise ConfigError(
+            "to join a cluster a node needs its secret: copy the secret_file of a member, and name it with --secret-file"
+        )
     if path is None and len(settings.initial_cluster) > 1:
         raise ConfigError(
             f"a cluster of {len(settings.initial_cluster)} nodes needs one secret_file for all of them: make it with "
@@ -249,6 +264,11 @@ def _parse(name: str, raw: object, origin: str) -> object:
     if name == "initial_cluster":
         try:
             return _parse_members(raw)
+        except ValueError as error:
+            raise ConfigError(f"{name} (from {origin}): {error}") from None
+    if name == "join":
+        try:
+            return _parse_seeds(raw)
         except ValueError as error:
             raise ConfigError(f"{name} (from {origin}): {error}") from None
     if name == "dial":
@@ -296,6 +316,18 @@ def _parse_number(raw: object, name: str, kind: type, wrong: Callable[[str], Con
 
 
 # --- the members ---
+
+
+def _parse_seeds(raw: object) -> tuple[str, ...]:
+    texts = [text.strip() for text in raw.split(",")] if isinstance(raw, str) else raw
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError("write HOST:PORT,HOST:PORT: ports for peers")
+    for text in texts:
+        try:
+            split_address(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not HOST:PORT, such as 10.0.0.1:7702") from None
+    return tuple(texts)
 
 
 def _parse_members(raw: object) -> tuple[MemberSpec, ...]:
@@ -398,9 +430,17 @@ def _place(
         host = given.get("advertise_host", settings.host)
         changes["advertise_host"] = host
         address = join_address(host, settings.peer_port)
-        changes["initial_cluster"] = (MemberSpec(node=settings.node, address=address, host=host),)
+        changes["initial_cluster"] = (
+            MemberSpec(node=settings.node, address=address, host=host, zone=settings.zone, weight=settings.weight),
+        )
         return msgspec.structs.replace(settings, **changes)
     origin = f"initial_cluster (from {origins['initial_cluster']})"
+    for name in ("join", "zone", "weight"):
+        if name in given and (name == "join" or given[name] != getattr(_DEFAULTS, name)):
+            raise ConfigError(
+                f"{name} (from {origins[name]}) and {origin} exclude each other: a node founds a cluster, where each "
+                "member's zone and weight stand in the list, or joins one"
+            )
     mine = next((member for member in settings.initial_cluster if member.node == settings.node), None)
     if mine is None:
         names = ", ".join(member.node for member in settings.initial_cluster)

@@ -34,7 +34,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from cartwheel.core.errors import PeerError
@@ -44,6 +44,7 @@ from cartwheel.core.types import NodeId
 from cartwheel.runtime.frames import (
     CHALLENGE_BYTES,
     FRAME_BYTES_MAX,
+    HELLO_BYTES_MAX,
     PING,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
@@ -71,8 +72,14 @@ MESSAGE_LIFETIME_S = 15.0
 """Far above what a healthy link needs, and below any time that somebody would wait before a delete is forgotten."""
 HANDSHAKE_TIMEOUT_S = 5.0
 DIAL_TIMEOUT_S = 3.0
+SEED_S = 5.0
+"""Between two looks at who is at a seed's address."""
+CLONED_S = 10.0
+"""So long a name that two processes use is shut out, before it is looked at again."""
 BACKOFF_S = (0.05, 1.0)
 """First and longest pause between dials: a node that returns is noticed within about a second."""
+NO_CONNECTION = (OSError, ValueError, OverflowError)
+"""What a dial may raise. The last two: the address makes no sense, and a node that told it must not take others down."""
 BUFFER_BYTES_MAX = 64 << 20
 MESSAGES_PER_FRAME = 256
 """Bounds a frame, and how long the receiver is busy with one."""
@@ -83,7 +90,21 @@ CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class Peers:
     """All links of one node: the outlet of its driver."""
 
-    def __init__(self, node: Node, *, boot: int, secret: bytes, submit: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        *,
+        boot: int,
+        secret: bytes,
+        submit: Callable[[Event], None],
+        seeds: Iterable[str] = (),
+        elsewhere: Mapping[NodeId, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            seeds: addresses of nodes that may know others (section 4.8.2).
+            elsewhere: where to dial these nodes, in place of their addresses.
+        """
         self.node = node
         self.me: NodeId = node.local.node
         self.cluster = node.local.config.cluster
@@ -91,7 +112,15 @@ class Peers:
         self.secret = secret
         self.submit = submit
         self._links: dict[NodeId, Link] = {}
-        self._tasks: dict[NodeId, asyncio.Task[None]] = {}
+        self._tasks: dict[NodeId, tuple[str, asyncio.Task[None]]] = {}  # with the address that it dials
+        self._seeds: dict[str, asyncio.Task[None] | None] = dict.fromkeys(seeds)
+        self._elsewhere = elsewhere or {}
+        self._placed: object = None  # the view from which we know whom to dial
+        self._heard_from: dict[
+            NodeId, str
+        ] = {}  # who dialed us, and is not known to be at the address that it says: that
+        self._boots: dict[NodeId, int] = {}  # of who dialed us last under this name
+        self._cloned: dict[NodeId, float] = {}  # refused until then: two processes use this name
         self._heard: set[Acceptor] = set()
         self._outboxes: dict[NodeId, list[Message]] = {}
         self._server: asyncio.Server | None = None
@@ -104,17 +133,40 @@ class Peers:
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
-    def dial(self, addresses: dict[NodeId, str]) -> None:
-        """Keep a link to each of these nodes ("host:port")."""
-        for node, address in sorted(addresses.items()):
+    def dial(self) -> None:
+        """Keep a link to everyone who takes part, to strangers that dial us, and to the seeds; to nobody else."""
+        self._placed = self.node.local.placement
+        loop = asyncio.get_running_loop()
+        wanted = {**self.node.addresses(), **self._heard_from, **self._elsewhere_known()}
+        for node, (address, task) in list(self._tasks.items()):
+            if wanted.get(node) != address:
+                task.cancel()
+                del self._tasks[node]
+        for node, address in sorted(wanted.items()):
             if node != self.me and node not in self._tasks:
-                self._tasks[node] = asyncio.get_running_loop().create_task(self._keep_link(node, address))
+                self._tasks[node] = address, loop.create_task(self._keep_link(node, address))
+        for address, running in self._seeds.items():
+            if running is None:
+                self._seeds[address] = loop.create_task(self._keep_seed(address))
+
+    def add_seed(self, address: str) -> None:
+        """Look for others there, too."""
+        if address not in self._seeds:
+            self._seeds[address] = asyncio.get_running_loop().create_task(self._keep_seed(address))
+
+    def _elsewhere_known(self) -> dict[NodeId, str]:
+        known = self.node.addresses()
+        return {node: address for node, address in self._elsewhere.items() if node in known}
 
     async def stop(self) -> None:
         """Close everything."""
-        for task in self._tasks.values():
+        tasks = [
+            *(task for _, task in self._tasks.values()),
+            *(task for task in self._seeds.values() if task is not None),
+        ]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for acceptor in list(self._heard):
             acceptor.close()
         if self._server is not None:
@@ -130,6 +182,8 @@ class Peers:
 
     def flush(self) -> None:
         """Send each outbox as one write."""
+        if self.node.local.placement is not self._placed:
+            self.dial()
         for node, outbox in self._outboxes.items():
             if outbox:
                 self._outboxes[node] = []
@@ -138,22 +192,23 @@ class Peers:
     # --- links ---
 
     async def _keep_link(self, node: NodeId, address: str) -> None:
-        host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
         pause_s = BACKOFF_S[0]
         told = ""
         while True:
             reason = ""
+            if node in self._links:  # found by a seed
+                await asyncio.wait([self._links[node].lost])
             try:
                 async with asyncio.timeout(DIAL_TIMEOUT_S):
-                    _, link = await loop.create_connection(lambda: Link(self, node), host.strip("[]"), int(port))
+                    _, link = await loop.create_connection(lambda: Link(self, node), *split_host(address))
                 if await link.ready:
                     pause_s, told = BACKOFF_S[0], ""
                     self._link_up(link)
                 reason = await link.lost
                 self._link_down(link, reason)
-            except OSError as error:
-                reason = error.strerror or str(error) or "no connection"
+            except NO_CONNECTION as error:
+                reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or "no connection"
             except asyncio.CancelledError:
                 if node in self._links:
                     self._links[node].close("stopping")
@@ -166,6 +221,29 @@ class Peers:
                 pause_s = BACKOFF_S[0]
             else:
                 pause_s = min(BACKOFF_S[1], pause_s * 2)
+
+    async def _keep_seed(self, address: str) -> None:
+        """Find out who is there; if it is not linked, link to it."""
+        loop = asyncio.get_running_loop()
+        told = ""
+        while True:
+            reason = ""
+            try:
+                async with asyncio.timeout(DIAL_TIMEOUT_S):
+                    _, link = await loop.create_connection(lambda: Link(self, ""), *split_host(address))
+                if await link.ready:
+                    if link.node == self.me or link.node in self._links:
+                        link.close("it is known")
+                    else:
+                        self._link_up(link)
+                reason = await link.lost
+                self._link_down(link, reason)
+            except NO_CONNECTION as error:
+                reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or "no connection"
+            if reason not in (told, "it is known"):
+                told = reason
+                log.warning("seed %s: %s", address, reason)
+            await asyncio.sleep(SEED_S * random.uniform(0.5, 1.0))
 
     async def _heard_within(self, node: NodeId, pause_s: float) -> bool:
         """Wait for the time of the next dial; no longer, if the peer dials us meanwhile: then it is there."""
@@ -199,21 +277,29 @@ class Peers:
             return "that is my own node id" + (
                 ": I dialed myself" if hello.boot == self.boot else ", in another process"
             )
-        if hello.wanted != self.me:
+        if hello.wanted not in ("", self.me):
             return f"this is node {self.me!r}, not {hello.wanted!r}"
         q = self.node.local.config.q
-        if hello.q != q:
+        if hello.q not in (0, q):
             return f"this ring has {q} partitions, yours {hello.q}: set q to {q} there, on an empty directory"
-        ring = self.node.local.ring
-        if ring is None or hello.node not in ring.members:
-            return f"{hello.node!r} is not a member of this cluster"
+        if self._cloned.get(hello.node, 0.0) > asyncio.get_running_loop().time():
+            return (
+                f"two processes say that they are {hello.node!r} (a copied data directory?): stop one, and give it an empty "
+                "directory and a name of its own"
+            )
         if agree(hello.protocol_min, hello.protocol_max) is None:
             return f"no common protocol: {PROTOCOL_MIN} to {PROTOCOL_MAX} here"
         return None
 
     def hear(self, acceptor: Acceptor, node: NodeId, boot: int) -> None:
-        """A peer has proven itself. If it began anew since we dialed it, our link leads to a process that is gone."""
+        """A peer has proven itself. If it began anew since we dialed it, our link leads to a process that is gone. If it is
+        unknown, dial it back: it may want to join. If it is known elsewhere, dial it where it says: a copy of its data directory
+        may have told another address, and be gone."""
         self._heard.add(acceptor)
+        self._boots[node] = boot
+        if acceptor.address not in ("", self.node.addresses().get(node)):
+            self._heard_from[node] = acceptor.address
+            self.dial()
         link = self._links.get(node)
         if link is not None and link.boot != boot:
             link.close("it started anew")
@@ -222,6 +308,25 @@ class Peers:
     def unhear(self, acceptor: Acceptor) -> None:
         """It is gone."""
         self._heard.discard(acceptor)
+        if acceptor.src in self._heard_from and all(each.src != acceptor.src for each in self._heard):
+            del self._heard_from[acceptor.src]
+            self.dial()
+
+    def check_alone(self, node: NodeId, boot: int) -> None:
+        """A connection of this process has pinged. If another one under its name came later, both live: a copied data directory.
+        Both mint the same dots, and nobody knows which is the true one: both are shut out until one is gone.
+
+        Raises:
+            PeerError: so it is.
+        """
+        if self._boots.get(node, boot) != boot:
+            text = f"two processes say that they are {node!r} (a copied data directory?): both are shut out until one stops"
+            log.critical(text)
+            self.node.local.count("clones_shut_out")
+            self._cloned[node] = asyncio.get_running_loop().time() + CLONED_S
+            for acceptor in [each for each in self._heard if each.src == node]:
+                acceptor.close(text)
+            raise PeerError(text)
 
 
 class _Connection(asyncio.Protocol):
@@ -317,6 +422,7 @@ class Link(_Connection):
             self.node,
             self._challenge,
             peers.node.local.config.q,
+            peers.node.local.config.address,
         )
         self._write(encode_hand(hello))
 
@@ -328,11 +434,12 @@ class Link(_Connection):
         hand = decode_hand(payload)
         if isinstance(hand, Refusal):
             self.close(f"refused: {hand.reason}")
-        elif not isinstance(hand, Welcome) or hand.node != self.node:
+        elif not isinstance(hand, Welcome) or self.node not in ("", hand.node):
             raise PeerError("an answer out of turn")
-        elif not proven(hand.proof, peers.secret, peers.cluster, self.node, self._challenge):
+        elif not proven(hand.proof, peers.secret, peers.cluster, hand.node, self._challenge):
             self.close("it does not hold the cluster's secret")
         else:
+            self.node = hand.node
             self.boot = hand.boot
             self._write(encode_hand(Proof(prove(peers.secret, peers.cluster, peers.me, hand.challenge))))
             self.ready.set_result(True)
@@ -386,6 +493,16 @@ class Acceptor(_Connection):
         self._answered_s = 0.0  # and what follows the next ping after this one
         self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
 
+    @property
+    def src(self) -> NodeId:
+        """Who dialed; "": it has not proven it yet."""
+        return self._src
+
+    @property
+    def address(self) -> str:
+        """Where the dialer hears others, as it says."""
+        return self._hello.address if self._hello is not None else ""
+
     def _frame(self, payload: bytes | memoryview) -> None:
         if not self._src:
             self._greet(payload)
@@ -396,6 +513,8 @@ class Acceptor(_Connection):
                 raise PeerError(f"a message may be {age_s:.0f} s old")
             self._peers.submit(Received(self._src, decode_batch(payload)))
         else:
+            assert self._hello is not None
+            self._peers.check_alone(self._src, self._hello.boot)
             self._sent_after_s, self._answered_s = self._answered_s, boottime()
             self._write(PING)
             self._expect(SILENCE_TIMEOUT_S, "silent for 5 s")
@@ -415,8 +534,9 @@ class Acceptor(_Connection):
             version = agree(hand.protocol_min, hand.protocol_max)
             assert version is not None
             proof = prove(peers.secret, peers.cluster, peers.me, hand.challenge)
+            q = peers.node.local.config.q
             self._sent_after_s = self._answered_s = boottime()
-            self._write(encode_hand(Welcome(version, peers.me, peers.boot, self._challenge, proof)))
+            self._write(encode_hand(Welcome(version, peers.me, peers.boot, self._challenge, proof, q)))
         elif self._hello is not None and isinstance(hand, Proof):
             if not proven(hand.proof, peers.secret, peers.cluster, self._hello.node, self._challenge):
                 raise PeerError("it does not hold the cluster's secret")
@@ -432,6 +552,39 @@ class Acceptor(_Connection):
         self._peers.unhear(self)
         if self._reason != "connection closed":
             log.info("connection from %s ended: %s", self._src or "a stranger", self._reason)
+
+
+async def ask_seed(address: str, *, cluster: str, node: NodeId, secret: bytes, timeout_s: float) -> int:
+    """How many partitions the ring of the cluster at this address was founded with.
+
+    Raises:
+        PeerError: it refuses us, or is not of our cluster.
+        OSError: it cannot be reached in time.
+    """
+    challenge = secrets.token_bytes(CHALLENGE_BYTES)
+    async with asyncio.timeout(timeout_s):
+        reader, writer = await asyncio.open_connection(*split_host(address))
+        try:
+            writer.write(encode_hand(Hello(PROTOCOL_MIN, PROTOCOL_MAX, cluster, node, 0, "", challenge, 0)))
+            length = int.from_bytes(await reader.readexactly(4))
+            if length > HELLO_BYTES_MAX:
+                raise PeerError("it is no node of ours")
+            hand = decode_hand(await reader.readexactly(length))
+        except asyncio.IncompleteReadError:
+            raise PeerError("it hangs up: is that the port for peers?") from None
+        finally:
+            writer.close()
+    if isinstance(hand, Refusal):
+        raise PeerError(hand.reason)
+    if not isinstance(hand, Welcome) or not proven(hand.proof, secret, cluster, hand.node, challenge):
+        raise PeerError("it does not hold the cluster's secret: copy the secret_file of its nodes")
+    return hand.q
+
+
+def split_host(address: str) -> tuple[str, int]:
+    """The host and port of ``host:port``."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def boottime() -> float:

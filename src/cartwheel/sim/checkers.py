@@ -331,7 +331,7 @@ def check_served(tries: Iterable[Try], reach: Reach, nodes: Sequence[NodeId], w:
     return found
 
 
-EXCUSES = ("clock", "disk")
+EXCUSES = ("clock", "disk", "no member")
 """Words in the text of a refusal that name another reason than missing nodes."""
 
 
@@ -343,6 +343,18 @@ def check_views(views: Mapping[NodeId, messages.Status]) -> list[Violation]:
         for member in view.members
         if member.node != name and member.state != "up"
     ]
+
+
+def check_settled(views: Mapping[NodeId, messages.Status]) -> list[Violation]:
+    """MOVE: long after healing every hand-over is over, and nothing is left where it has no business."""
+    found: list[Violation] = []
+    for name, view in sorted(views.items()):
+        waits = [f"{row.partitions} from {row.source or 'nobody'} ({row.waits})" for row in view.transfer.gains]
+        if waits:
+            found.append(Violation("MOVE", "", f"{name} still gains partitions: {', '.join(waits)}"))
+        if view.transfer.leftovers:
+            found.append(Violation("MOVE", "", f"{name} has records of {view.transfer.leftovers} partitions left over"))
+    return found
 
 
 def check_rejected(history: KeyHistory) -> list[Violation]:

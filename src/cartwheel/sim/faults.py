@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from cartwheel.core.config import DurabilityName, Reconcile
 from cartwheel.core.messages import TICK_S
 from cartwheel.core.types import NodeId
+from cartwheel.sim.acts import Act, ActKind
 from cartwheel.sim.network import CALM, Direction, Weather
 
 
@@ -119,9 +120,24 @@ class Plan:
     """How long tombstones stay at least: short, so that a run sees them go."""
     scrub_s: float = 0.0
     """How long a pass of the scrub takes; 0: nothing is scrubbed."""
+    joiners: tuple[NodeId, ...] = ()
+    """Those of the nodes that are no founding members: they join in the course of the run, or never."""
+    passing: tuple[NodeId, ...] = ()
+    """Members that leave, or are removed."""
+    acts: tuple[Act, ...] = ()
     faults: tuple[Fault, ...] = ()
     only: frozenset[tuple[int, int]] | None = None
     """A shortened run: of the clients' steps only these (process, step) are taken, the others are spent thinking."""
+
+    @property
+    def founders(self) -> tuple[NodeId, ...]:
+        """The first members."""
+        return tuple(node for node in self.nodes if node not in self.joiners)
+
+    @property
+    def steady(self) -> tuple[NodeId, ...]:
+        """Members all the while."""
+        return tuple(node for node in self.founders if node not in self.passing)
 
     @property
     def calm(self) -> bool:
@@ -153,6 +169,7 @@ class Plan:
             f"scrubbed in {self.scrub_s:g} s, victim {self.victim or 'none'}",
             "mix: " + (", ".join(f"{kind} {rate:.1f}/min" for kind, rate in self.mix) or "nothing goes wrong"),
             f"{len(self.faults)} faults" + (f", {len(self.only)} steps of clients" if self.only is not None else ""),
+            *map(str, self.acts),
             *map(str, self.faults),
         ]
 
@@ -163,8 +180,8 @@ class Plan:
 
 def literal(value: object) -> str:
     """Python source that makes this plan (or a part of one) again, fields with their defaults left out."""
-    if isinstance(value, Kind):
-        return f"Kind.{value.name}"
+    if isinstance(value, Kind | ActKind):
+        return f"{type(value).__name__}.{value.name}"
     if is_dataclass(value) and not isinstance(value, type):
         given = ((f, getattr(value, f.name)) for f in fields(value))
         shown = [f"{f.name}={literal(v)}" for f, v in given if v != f.default]

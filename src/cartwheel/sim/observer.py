@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cartwheel.core import versions
 from cartwheel.core.config import DURABILITY
 from cartwheel.core.messages import Stored
+from cartwheel.core.ring import Ring
 from cartwheel.core.storage import CHECKSUM_BYTES, Space, record_key, split_record_key
 from cartwheel.core.types import Dot, NodeId
 from cartwheel.core.versions import Record
@@ -36,6 +37,7 @@ class Observer:
             tuple[str, NodeId]
         ] = []  # (key, owner) of records that fail their checksum, and nobody has read yet
         self._ledger = DotLedger()
+        self._ring: Ring | None = None
         self._durability = DURABILITY[world.plan.durability]
 
     def key_history(self, key: str) -> KeyHistory:
@@ -56,7 +58,10 @@ class Observer:
             self.world.marks["hints.kept"] += 1
             key = hint_target(key)[1]
         elif sealed is None:
-            self._note_reaped(host, key)
+            if host.node.local.is_writer(host.name, key):
+                self._note_reaped(host, key)
+            else:
+                self.world.marks["given_away"] += 1  # whether it is elsewhere, the end tells
             return
         record = versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
         before: list[Record] = []
@@ -123,19 +128,27 @@ class Observer:
     # --- the end ---
 
     def owners(self, at: bytes) -> tuple[NodeId, ...]:
-        """Who holds the key."""
-        ring = self.world.ring
-        return ring.preference(ring.partition_of(at))[: self.world.plan.n]
+        """Who is to hold the key, in the end."""
+        if self._ring is None:
+            self._ring = self.world.ring
+        return self._ring.owners_of(self._ring.partition_of(at), self.world.plan.n)
 
     def collect_finals(self) -> None:
         """Write into each history what the owners hold now, and gather what lies where it should not."""
+        self._ring = self.world.ring
         wall_ms = true_wall_ms(self.world.now)
         for key, history in sorted(self.histories.items()):
             for node in self.owners(record_key(BUCKET, key.encode())):
                 final = history.finals[node] = self._final(key, node, wall_ms)
                 if final.sealed is not None and not final.canonical:
                     self._rotten.append((key, node))
-        self.leftovers = [row for host in self.world.hosts.values() for row in self._leftovers_of(host)]
+        self.leftovers = [
+            row for host in self.world.hosts.values() if self._counts(host) for row in self._leftovers_of(host)
+        ]
+
+    def _counts(self, host: Host) -> bool:
+        """Whether what this machine has matters: not if it never ran, or was removed for ever."""
+        return bool(host.life) and host.name not in self.world.removed
 
     def collect_mended(self) -> None:
         """Every key has been read by now: a record whose bits had flipped, unnoticed until then, must be whole again."""

@@ -29,6 +29,8 @@ SETTLE_S = 12.0
 late frame (``CLOG_S + REPEAT_S_MAX``) has arrived by then."""
 REPLAY_S = 4.0
 """When, within that, the last frames of the safety phase come once more (which takes two seconds)."""
+MOVES_S = 30.0
+"""For the hand-over of what the last acts move: comparing, changing hands, a grace, comparing and removing."""
 SCAN_S = 3.0
 READ_S = 5.0
 """A get waits for the slowest answer as long as requests last, then repairs."""
@@ -118,7 +120,8 @@ def converge_s(world: World) -> float:
     config = world.config(world.plan.nodes[0])
     hints = max(host.hints_kept for host in world.hosts.values())
     cycle_s = config.ae_settle_s + config.ae_interval_s * (len(world.plan.nodes) - 1)
-    return 2 * HEALTH_S + hints / config.background_records_per_s_min + 2 * cycle_s
+    moves_s = MOVES_S if world.plan.acts else 0.0
+    return 2 * HEALTH_S + hints / config.background_records_per_s_min + 2 * cycle_s + moves_s
 
 
 def _broken(error: AssertionError, at: float) -> Violation:
@@ -138,14 +141,24 @@ def judge(world: World, workload: Workload) -> list[Violation]:
         found += _judge_key(world, history, [left for left in observer.leftovers if left.key == key])
     found += checkers.check_leftovers(observer.leftovers)
     found += checkers.check_scan(observer.histories.values(), world.scanned, ended=world.scan_ended)
-    epochs = {host.node.epoch.hex()[:8]: name for name, host in world.hosts.items()}
+    members = world.members
+    views = {name: host.node for name, host in world.hosts.items() if name in members}
+    epochs = {node.epoch.hex()[:8]: name for name, node in views.items()}
     if len(epochs) > 1:
         found.append(Violation("C5", "", f"nodes differ over the membership after healing: {epochs}"))
-    found += checkers.check_views({name: host.node.status() for name, host in world.hosts.items()})
+    found += checkers.check_views({name: node.status() for name, node in views.items()})
+    if plan.acts:
+        found += checkers.check_settled({name: node.status() for name, node in views.items()})
+        known = {change.id for node in views.values() for change, _ in node.changes()}
+        found += [
+            Violation("MOVE", "", f"the change {lost} was committed, and is nowhere")
+            for lost in sorted(world.acts.committed - known)
+        ]
     if plan.calm:
-        found += checkers.check_available(workload.tries, [(0.0, 3.0)])
+        steady = [attempt for attempt in workload.tries if attempt.node in plan.steady]
+        found += checkers.check_available(steady, [(0.0, 3.0)])
     if not plan.weather.loss and plan.sync_s <= SYNC_S_SERVED:
-        found += checkers.check_served(workload.tries, world.reach, plan.nodes, plan.w)
+        found += checkers.check_served(workload.tries, world.reach, plan.steady, plan.w)
     return found
 
 

@@ -57,6 +57,10 @@ class Shortening:
         """Leave out faults."""
         ddmin(self.plan.faults, lambda kept: self.accept(self.plan.with_faults(tuple(kept))))
 
+    def drop_acts(self) -> None:
+        """Leave out what administrators do."""
+        ddmin(self.plan.acts, lambda kept: self.accept(replace(self.plan, acts=tuple(kept))))
+
     def drop_steps(self) -> None:
         """Leave out what clients do."""
         ddmin(self.report.steps, lambda kept: self.accept(replace(self.plan, only=frozenset(kept))))
@@ -68,6 +72,7 @@ def shrink(
     """The report of a small run that still breaks the same rule; its plan is in it."""
     work = Shortening(plan, bug=bug, note=note, runs_max=runs_max)
     work.cut_time()
+    work.drop_acts()
     work.drop_faults()
     work.drop_steps()
     work.drop_faults()
@@ -95,4 +100,5 @@ def ddmin(items: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequence[
 
 def _until(plan: Plan, seconds: float) -> Plan:
     """The same run, but shorter."""
-    return replace(plan, seconds=seconds, faults=tuple(fault for fault in plan.faults if fault.at < seconds))
+    faults = tuple(fault for fault in plan.faults if fault.at < seconds)
+    return replace(plan, seconds=seconds, faults=faults, acts=tuple(act for act in plan.acts if act.at < seconds))

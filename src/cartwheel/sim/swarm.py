@@ -20,6 +20,7 @@ from typing import Any
 from cartwheel.core.config import DurabilityName
 from cartwheel.core.messages import TICK_S
 from cartwheel.core.types import NodeId
+from cartwheel.sim.acts import Act, ActKind
 from cartwheel.sim.faults import Fault, Kind, Plan, fork
 from cartwheel.sim.network import Direction, Weather
 
@@ -88,14 +89,66 @@ def draw(
     )
     if plan.durability == "memory" and fork(seed, "one").random() < 0.6:
         plan = replace(plan, durability="one")
+    plan = replace(plan, **_draw_members(fork(seed, "members"), members, seconds))
+    members = plan.founders
     scrub_s = 60.0 if fork(seed, "scrub").random() < 0.15 else 0.0
     plan = replace(plan, mix=_draw_mix(fork(seed, "mix"), plan), scrub_s=scrub_s)
     plan = _draw_clocks(fork(seed, "clocks"), plan)
     loses = LOSES_DISK | {Kind.KILL} if plan.durability in VOLATILE else LOSES_DISK
     if loses & {kind for kind, _ in plan.mix}:
         plan = replace(plan, victim=fork(seed, "victim").choice(members))
+    plan = _maybe_remove(fork(seed, "remove"), plan)
+    if "nodes" in (setting or {}):
+        plan = replace(plan, joiners=(), passing=(), acts=())
     plan = replace(plan, **setting or {})
     return plan.with_faults(_draw_faults(plan))
+
+
+def _draw_members(dice: random.Random, members: tuple[NodeId, ...], seconds: float) -> dict[str, Any]:
+    """In some runs the ring changes: who joins, who goes, and what administrators do. At least three members stay all the
+    while."""
+    if dice.random() < 0.6:
+        return {}
+    joiners = tuple(f"n{len(members) + 1 + i}" for i in range(dice.choice((0, 1, 1, 2, 3))))
+    passing = tuple(sorted(dice.sample(members, dice.randint(0, min(2, len(members) - 3)))))
+    steady = [node for node in members if node not in passing]
+    acts: list[Act] = []
+
+    def act(kind: ActKind, node: NodeId, **fields: Any) -> None:
+        asked = tuple(dice.sample(steady, min(2, len(steady))))
+        acts.append(Act(round(dice.uniform(0.5, seconds * 0.8), 2), kind, node, asked, **fields))
+
+    going = list(passing)
+    for joiner in joiners:
+        if going and dice.random() < 0.3:
+            act(ActKind.REPLACE, joiner, other=going.pop())
+        else:
+            act(ActKind.JOIN, joiner)
+    for node in going:
+        act(ActKind.LEAVE, node)
+    for _ in range(dice.choice((0, 0, 1, 2))):
+        if dice.random() < 0.7:
+            act(ActKind.REWEIGH, dice.choice(members), weight=dice.choice((0.5, 2.0, 3.0)))
+        else:
+            act(ActKind.RELOCATE, dice.choice(members))
+    if dice.random() < 0.15:
+        act(ActKind.DOUBLE, "")
+    acts.sort(key=lambda each: each.at)
+    return {"nodes": (*members, *joiners), "joiners": joiners, "passing": passing, "acts": tuple(acts)}
+
+
+def _maybe_remove(dice: random.Random, plan: Plan) -> Plan:
+    """The node that may lose what it had acknowledged (premise 1) may as well be removed, with all it has: it stays, and is heard
+    by nobody."""
+    gone = plan.victim
+    if not plan.acts or gone not in plan.steady or len(plan.steady) < 4 or plan.w != 2 or dice.random() < 0.5:
+        return plan
+    steady = [node for node in plan.steady if node != gone]
+    acts = [replace(act, asked=tuple(node for node in act.asked if node != gone) or (steady[0],)) for act in plan.acts]
+    asked = tuple(dice.sample(steady, 2))
+    acts.append(Act(round(dice.uniform(1.0, plan.seconds * 0.8), 2), ActKind.REMOVE, gone, asked))
+    acts.sort(key=lambda act: act.at)
+    return replace(plan, acts=tuple(acts), passing=tuple(sorted((*plan.passing, gone))))
 
 
 def _draw_weather(dice: random.Random, *, calm: bool) -> Weather:

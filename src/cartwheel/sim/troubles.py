@@ -72,6 +72,8 @@ class Troubles:
             host.disk.used = fault.amount
             world.reach.hindered((host.name,), now, now + fault.for_s + 2.0)
             world.later(fault.for_s, self._tidy, host)
+        elif not host.life:
+            return
         elif kind is Kind.FLIP:
             space = host.disk.flip(self._dice)
             if space is not None:

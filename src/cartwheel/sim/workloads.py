@@ -104,7 +104,7 @@ class Workload:
 
     def read_all(self) -> None:
         """Every key is read once: stale replicas are repaired (section 5)."""
-        nodes = self.world.plan.nodes
+        nodes = self.world.members
         for i, key in enumerate(sorted(self.world.observer.histories)):
             self.processes[0].get(key, nodes[i % len(nodes)], lambda found: None)
 
@@ -120,7 +120,7 @@ class Workload:
                 else:
                     world.scan_ended = True
 
-        world.call(world.plan.nodes[0], ClientScan(None, BUCKET, cursor, 7), done, timeout_s=CLIENT_TIMEOUT_S)
+        world.call(world.members[0], ClientScan(None, BUCKET, cursor, 7), done, timeout_s=CLIENT_TIMEOUT_S)
 
 
 class Process:

@@ -22,9 +22,10 @@ import msgspec
 from cartwheel.core.clock import reading
 from cartwheel.core.config import BucketProps, Config
 from cartwheel.core.messages import Event, Failure, Result, Stored, decode_batch
-from cartwheel.core.ring import Change, ChangeKind, History, Member, fold
+from cartwheel.core.ring import Change, ChangeKind, Folded, History, Member, Ring, fold
 from cartwheel.core.storage import Space
 from cartwheel.core.types import NodeId
+from cartwheel.sim.acts import Acts
 from cartwheel.sim.clocks import EPOCH_MS, SimClock
 from cartwheel.sim.faults import Kind, Plan, fork
 from cartwheel.sim.history import Status, Violation, Write
@@ -37,6 +38,7 @@ from cartwheel.sim.troubles import Troubles
 Q = 64
 """Partitions: enough that every node has several, few enough that a fold is quick."""
 DAY_S = 86_400.0
+GIVE_GRACE_S = 2.0
 QUARANTINE_S = 2 * MESSAGE_LIFETIME_S + 5.0
 """Longer than the longest request of a run and two lifetimes of a message, as ``Config.reap_quarantine_s`` demands."""
 VIOLATIONS_MAX = 20
@@ -79,10 +81,10 @@ class World:
         self._digest = hashlib.blake2b(digest_size=16)
         self._calls = 0
         self._past_counters: Counter[str] = Counter()  # of the core, from lives that have ended
+        self._entered: set[NodeId] = set()  # of the joiners
         self._retained: deque[tuple[float, NodeId, NodeId, bytes]] = deque(maxlen=RETAINED_MAX)
         self.network = SimNetwork(plan.weather, fork(plan.seed, "network"), self.marks)
         self.history = _first_history(plan)
-        self.ring = fold(Q, self.history.changes).ring
         self.hosts = {
             name: Host(
                 name,
@@ -99,7 +101,8 @@ class World:
         self.reach = Reach()
         self.observer = Observer(self)
         self.troubles = Troubles(self)
-        for name in plan.nodes:
+        self.acts = Acts(self)
+        for name in plan.founders:
             self.later(self._dice.uniform(0.0, 0.2), self.boot, name)
 
     # --- time ---
@@ -140,14 +143,47 @@ class World:
         plan = self.plan
         return Config(
             node=name, cluster="simulated", secret=b"not a secret", q=Q, reap_grace_s=plan.reap_grace_s,
-            reap_quarantine_s=QUARANTINE_S, reap_pause_s=5.0, scrub_days=plan.scrub_s / DAY_S,
+            reap_quarantine_s=QUARANTINE_S, reap_pause_s=5.0, scrub_days=plan.scrub_s / DAY_S, give_grace_s=GIVE_GRACE_S,
+            address=f"{name}:7702", host=f"host-{name}", joins=name in plan.joiners,
         )  # fmt: skip
 
+    # --- members ---
+
+    @property
+    def folded(self) -> Folded:
+        """What all changes that anybody knows amount to."""
+        history = self.history
+        for host in self.hosts.values():
+            if host.life:
+                history = history.union(host.node.changes_known)
+        return fold(Q, history)
+
+    @property
+    def ring(self) -> Ring:
+        """The ring as it is to be."""
+        return self.folded.ring
+
+    @property
+    def removed(self) -> frozenset[NodeId]:
+        """Who may never come back."""
+        return self.folded.removed
+
+    @property
+    def members(self) -> tuple[NodeId, ...]:
+        """Of that ring."""
+        return tuple(self.ring.members)
+
+    def enter(self, name: NodeId) -> None:
+        """A node that is no member is started for the first time."""
+        self._entered.add(name)
+        self.boot(name)
+
     def boot(self, name: NodeId) -> None:
-        """Start a node, unless it runs."""
+        """Start a node, unless it runs, or never was."""
         host = self.hosts[name]
-        if not (host.running or host.starting):
-            host.boot(self.config(name), self.history)
+        joins = name in self.plan.joiners
+        if not (host.running or host.starting) and (not joins or name in self._entered):
+            host.boot(self.config(name), History() if joins else self.history)
             self.later(0.0, self._start, name)
 
     def _start(self, name: NodeId) -> None:
@@ -329,12 +365,12 @@ def _first_history(plan: Plan) -> History:
     joins = [
         Change(
             id=f"join-{name}",
-            at=reading(EPOCH_MS - 1000, i),
+            at=i,
             author=name,
             kind=ChangeKind.JOIN,
             member=Member(name, f"{name}:7702", f"host-{name}"),
         )
-        for i, name in enumerate(plan.nodes)
+        for i, name in enumerate(plan.founders)
     ]
     props = {
         "n": str(plan.n), "r": str(plan.r), "w": str(plan.w),

@@ -30,6 +30,7 @@ Cost of a round with nothing to mend, for 1,024 partitions: 10 KB, a millisecond
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from cartwheel.core.antientropy.answers import Answers
 from cartwheel.core.antientropy.books import Ages, Damage, Shares, Traffic
@@ -39,12 +40,23 @@ from cartwheel.core.antientropy.rows import Rows
 from cartwheel.core.antientropy.scrub import Scrub
 from cartwheel.core.antientropy.session import CROSSED, Part, Session
 from cartwheel.core.local import Local
-from cartwheel.core.messages import AntiEntropyStatus, ClientRepair, ClientRepairStatus, LeafDiff, TreeLeaves, TreeRoots
+from cartwheel.core.messages import (
+    AntiEntropyStatus,
+    ClientRepair,
+    ClientRepairStatus,
+    LeafDiff,
+    Purpose,
+    TreeLeaves,
+    TreeRoots,
+)  # fmt: skip
 from cartwheel.core.storage import POSITION_BYTES
 from cartwheel.core.summary import Summary
 from cartwheel.core.types import NodeId
 
 __all__ = ["AntiEntropy"]
+
+Ended = Callable[[Session], None]
+"""Told of a session that has ended."""
 
 SETTLE_TOLD_S = 0.5
 """For a repair that somebody asked for: who waits for it wants all of it, and a few records too many do no harm."""
@@ -70,6 +82,7 @@ class AntiEntropy:
         self.repairs = Repairs(local, summary, self._shares)
         self._scrub = Scrub(local, summary, damage)
         self._session: Session | None = None
+        self._told: dict[NodeId, tuple[Session, Ended]] = {}  # comparisons for other machines, one with a peer
         self._repair: Repair | None = None  # what the session is part of
         self._last_peer: NodeId = ""
         self._next_s = 0.0
@@ -93,6 +106,24 @@ class AntiEntropy:
         assert self._local.ring is not None
         self.urge(self._local.ring.partition_of(record_key.ljust(POSITION_BYTES, b"\0")))
 
+    def compare(self, peer: NodeId, parts: list[Part], purpose: Purpose, ended: Ended) -> bool:
+        """Compare these parts with a peer now, beside the rounds, and leave out nothing that is young. ``ended`` is told the
+        session once it has ended. False: one with this peer is under way. For ``transfer``."""
+        if peer in self._told:
+            return False
+        session = Session(
+            self._local, self._summary, self._rows, self._traffic, self._ages, peer, parts, float("inf"), 0.0, purpose,
+        )  # fmt: skip
+        self._told[peer] = session, ended
+        session.advance()
+        return True
+
+    def _maybe_end_told(self, peer: NodeId) -> None:
+        session, ended = self._told[peer]
+        if session.ended:
+            del self._told[peer]
+            ended(session)
+
     # --- repairs ---
 
     def repair(self, event: ClientRepair) -> None:
@@ -109,7 +140,7 @@ class AntiEntropy:
 
     def handle_roots(self, src: NodeId, message: TreeRoots) -> None:
         """Somebody compares with us. If we are comparing with it, one of both is enough: that of the first in the alphabet."""
-        if self._session is not None and self._session.peer == src:
+        if self._session is not None and self._session.peer == src and message.purpose is Purpose.SHARED:
             if self._local.node < src:
                 self._traffic.send(src, TreeLeaves(message.id, b"", b"", crossed=True))
                 return
@@ -122,18 +153,27 @@ class AntiEntropy:
         if self._session is not None and self._session.peer == src:
             self._session.handle_leaves(message)
             self._maybe_end()
+        if src in self._told:
+            self._told[src][0].handle_leaves(message)
+            self._maybe_end_told(src)
 
     def handle_diff(self, src: NodeId, message: LeafDiff) -> None:
         """The answer to our keys."""
         if self._session is not None and self._session.peer == src:
             self._session.handle_diff(message)
             self._maybe_end()
+        if src in self._told:
+            self._told[src][0].handle_diff(message)
+            self._maybe_end_told(src)
 
     def handle_peer_down(self, node: NodeId, reason: str) -> None:
         """What was asked of this peer will not be answered."""
         if self._session is not None and self._session.peer == node:
             self._session.ended = reason
             self._maybe_end()
+        if node in self._told:
+            self._told[node][0].ended = reason
+            self._maybe_end_told(node)
 
     # --- sessions ---
 
@@ -144,6 +184,9 @@ class AntiEntropy:
             self._maybe_end()
         if self._session is None:
             self._maybe_begin()
+        for peer in list(self._told):
+            self._told[peer][0].handle_tick()
+            self._maybe_end_told(peer)
         self.fetches.handle_tick()
         self._scrub.handle_tick()
 
@@ -234,5 +277,6 @@ class AntiEntropy:
 
     def check(self) -> None:
         """Assert the invariants."""
-        if self._session is not None:
-            self._session.check()
+        for session in (self._session, *(session for session, _ in self._told.values())):
+            if session is not None:
+                session.check()

@@ -10,7 +10,7 @@ from cartwheel.core import merkle
 from cartwheel.core.antientropy.books import Ages, Traffic
 from cartwheel.core.antientropy.rows import Held, Row, Rows, told
 from cartwheel.core.local import Local
-from cartwheel.core.messages import LeafDiff, LeafKeys, LeafRows, TreeLeaves, TreeRoots
+from cartwheel.core.messages import LeafDiff, LeafKeys, LeafRows, Purpose, TreeLeaves, TreeRoots
 from cartwheel.core.summary import Summary
 from cartwheel.core.types import Durability, NodeId
 
@@ -39,14 +39,14 @@ class Answers:
         summary = self._summary
         partitions = numbers(message.partitions)
         tree = summary.trees.get(message.n)
-        if message.epoch != self._local.epoch or tree is None:
+        if tree is None or (message.purpose is Purpose.SHARED and message.epoch != self._local.epoch):
             # One of us does not know the other's history yet (it is on its way): what we share is uncertain.
             self._traffic.send(src, TreeLeaves(message.id, b"", b"", message.partitions))
             return
         roots = message.roots
         unready, differing = [], []
         for i, partition in enumerate(partitions):
-            if partition >= tree.q or not summary.ready(partition):
+            if partition >= tree.q or not summary.ready(partition) or not self._knows(src, message, partition):
                 unready.append(partition)
             elif tree.roots((partition,)) != roots[i * merkle.HASH_BYTES : (i + 1) * merkle.HASH_BYTES]:
                 differing.append(partition)
@@ -54,6 +54,18 @@ class Answers:
                 self._ages.note(message.n, src, partition)
         leaves = b"".join([tree.packed(partition) for partition in differing[:LEAVES_PARTITIONS_MAX]])
         self._traffic.send(src, TreeLeaves(message.id, packed(differing), leaves, packed(unready)))
+
+    def _knows(self, src: NodeId, message: TreeRoots, partition: int) -> bool:
+        """Whether we see what this comparison is for. A gainer may catch up only with who knows that it gains: otherwise a write
+        that was meant for the giver alone might come to it afterwards."""
+        if message.purpose is Purpose.SHARED:
+            return True
+        placement = self._local.placement
+        assert placement is not None
+        slots = placement.slots(partition, message.n)
+        if self._local.node not in slots.owners:
+            return False
+        return (src in slots.writers) == (message.purpose is Purpose.GAINED)
 
     def handle_keys(self, src: NodeId, message: LeafKeys) -> None:
         """Tell what the asker should have, and ask for what we should have."""

@@ -36,10 +36,11 @@ class Shares:
             self._epoch, self._of = local.epoch, {}
         shared = self._of.get(n)
         if shared is None:
-            assert local.ring is not None
+            placement = local.placement
+            assert placement is not None
             found: dict[NodeId, list[int]] = {}
-            for partition in range(local.ring.q):
-                owners = local.ring.preference(partition)[:n]
+            for partition in range(placement.ring.q):
+                owners = placement.slots(partition, n).owners
                 if local.node in owners:
                     for owner in owners:
                         found.setdefault(owner, []).append(partition)

@@ -119,18 +119,22 @@ class Rows:
 
     def young(self, reading: int, settle_ms: int) -> bool:
         """Whether a write with this reading may still be on its way. One from far in the future is not: its clock is wrong."""
+        if not settle_ms:
+            return False
         age_ms = self._local.wall_ms - wall_ms_of(reading)
         return -self._local.config.skew_ms_max <= age_ms < settle_ms
 
     def take(self, record_key: bytes, sealed: bytes) -> tuple[bytes | None, bool]:
-        """Merge another owner's record into ours. Returns what we hold now (None: it was refused), and whether that changed."""
+        """Merge another owner's record into ours. Returns what we hold now (None: it was refused), and whether that changed.
+
+        What is not ours to hold is refused; but what is left here of a partition that was ours is merged before it goes.
+        """
         local = self._local
         try:
-            bucket, _ = split_record_key(record_key)
-            if local.node not in local.owners(record_key, local.props(bucket).n):
+            before = self.sealed(record_key)
+            if before is None and not local.is_writer(local.node, record_key):
                 local.count("repairs_refused")
                 return None, False
-            before = self.sealed(record_key)
             if before == sealed:
                 return sealed, False
             local.absorb(record_key, sealed, Durability.OS)

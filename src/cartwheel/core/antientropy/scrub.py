@@ -28,7 +28,6 @@ class Scrub:
         self._local = local
         self._summary = summary
         self._damage = damage
-        self._leaves = local.config.q * LEAVES
         self._due_s = 0.0
         self._cursor = b""  # in a leaf that takes more than a slice; b"": at the beginning of a leaf
         self._kept: dict[int, int] = {}  # n -> the leaf as the tree had it when its reading began
@@ -37,6 +36,12 @@ class Scrub:
     def start(self) -> None:
         """The first leaf is due a leaf's time from now."""
         self._due_s = self._local.now_s + self._leaf_s()
+
+    @property
+    def _leaves(self) -> int:
+        """Of the whole ring."""
+        assert self._local.ring is not None
+        return self._local.ring.q * LEAVES
 
     def _leaf_s(self) -> float:
         return self._local.config.scrub_days * DAY_S / self._leaves

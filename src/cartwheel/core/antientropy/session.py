@@ -18,7 +18,7 @@ from cartwheel.core.antientropy.books import Ages, Traffic
 from cartwheel.core.antientropy.rows import Rows, tell
 from cartwheel.core.local import Local
 from cartwheel.core.merkle import HASH_BYTES, LEAVES
-from cartwheel.core.messages import LeafDiff, LeafKeys, LeafRows, TreeLeaves, TreeRoots
+from cartwheel.core.messages import LeafDiff, LeafKeys, LeafRows, Purpose, TreeLeaves, TreeRoots
 from cartwheel.core.summary import Summary
 from cartwheel.core.types import Durability, NodeId
 
@@ -42,7 +42,7 @@ class Session:
 
     def __init__(
         self, local: Local, summary: Summary, rows: Rows, traffic: Traffic, ages: Ages,
-        peer: NodeId, parts: Iterable[Part], end_s: float, settle_s: float,
+        peer: NodeId, parts: Iterable[Part], end_s: float, settle_s: float, purpose: Purpose = Purpose.SHARED,
     ) -> None:  # fmt: skip
         self._local = local
         self._summary = summary
@@ -52,7 +52,10 @@ class Session:
         self.peer = peer
         self.end_s = end_s  # a session with much to do makes room for others then
         self._settle_ms = round(settle_s * 1000)
+        self._purpose = purpose
         self.left: dict[Part, None] = dict.fromkeys(parts)
+        self.lacked: set[Part] = set()
+        """Those of which the other one lacked something."""
         self.ended = ""
         self.received = self.sent = 0
         self._to_ask = deque(self.left)  # parts whose roots are to be compared
@@ -119,7 +122,8 @@ class Session:
             self._paused = True  # on with the others at the next tick
             return
         roots = tree.roots(partitions)
-        ask = TreeRoots(self._expect(), self._local.epoch, self._n, packed(partitions), roots)
+        epoch = self._local.epoch if self._purpose is Purpose.SHARED else b""
+        ask = TreeRoots(self._expect(), epoch, self._n, packed(partitions), roots, self._purpose)
         self._traffic.send(self.peer, ask)
 
     def handle_leaves(self, message: TreeLeaves) -> None:
@@ -183,22 +187,33 @@ class Session:
             self._paused = True
             return
         if self._local.takes_writes:
-            for record_key, sealed in message.rows:
-                held, changed = self._rows.take(record_key, sealed)
-                self.received += changed
-                self._traffic.received += changed
-                if held is not None and held != sealed:
-                    self._outgoing.append(record_key)
+            self._take(message.rows)
         for at in range(0, len(message.want), 16):
             record_key = self._told.get(message.want[at : at + 16], b"")
             if record_key:
-                self._outgoing.append(record_key)
+                self._owe(record_key)
         self._debt += len(message.rows) + len(message.want) // 16
         if message.reached <= self._start:
             self._finish_leaves()
         else:
             self._start = message.reached
         self.advance()
+
+    def _take(self, rows: list[tuple[bytes, bytes]]) -> None:
+        given = self._purpose is Purpose.GIVEN
+        for record_key, sealed in rows:
+            if given and self._rows.sealed(record_key) is None:
+                continue  # it is there: that is all we want to know
+            held, changed = self._rows.take(record_key, sealed)
+            self.received += changed
+            self._traffic.received += changed
+            if held is not None and held != sealed:
+                self._owe(record_key)
+
+    def _owe(self, record_key: bytes) -> None:
+        """The other one lacks this."""
+        self._outgoing.append(record_key)
+        self.lacked.add((self._n, self._work[0][0]))
 
     def _finish_leaves(self) -> None:
         partition, _ = self._work.popleft()

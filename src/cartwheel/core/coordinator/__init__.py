@@ -17,16 +17,26 @@ O(N) messages and memory per request; requests end at their deadline at the late
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TypeVar
 
 from cartwheel.core.coordinator.gets import Gets, Reading, check_key
-from cartwheel.core.coordinator.puts import Puts, Writing
+from cartwheel.core.coordinator.puts import Puts
 from cartwheel.core.coordinator.requests import Refused, Requests
+from cartwheel.core.coordinator.writing import Writing
 from cartwheel.core.errors import Code
 from cartwheel.core.local import Local
-from cartwheel.core.messages import ClientExplain, ClientGet, ClientPut, Failure, Forward, Forwarded, ReplicaRefused
+from cartwheel.core.messages import (
+    ClientExplain,
+    ClientGet,
+    ClientPut,
+    Disagree,
+    Failure,
+    Forward,
+    Forwarded,
+    ReplicaRefused,
+)  # fmt: skip
 from cartwheel.core.types import Crowd, NodeId
 
 AnyRead = TypeVar("AnyRead", ClientGet, ClientExplain)
@@ -43,6 +53,7 @@ class Coordinator:
         self._local = local
         self._requests = Requests(local.last_id)
         self._ticked_s = math.inf  # no tick yet
+        self._disagreeing: dict[NodeId, list[int]] = {}  # these requests wait until we and this node see the ring alike
         self.gets = Gets(local, self._requests)
         self.puts = Puts(local, self._requests)
 
@@ -60,8 +71,8 @@ class Coordinator:
         self._read(event, self.gets.explain)
 
     def _read(self, event: AnyRead, start: Callable[[AnyRead], None]) -> None:
-        if self._is_busy():
-            self._local.reply(event.client, self._busy())
+        if self._is_busy() or not self._local.serves:
+            self._local.reply(event.client, self._busy() if self._local.serves else self._outside())
             return
         try:
             check_key(event.key, self._local.plan(event.bucket))
@@ -72,8 +83,8 @@ class Coordinator:
 
     def put(self, event: ClientPut) -> None:
         """A client's put or delete."""
-        if self._is_busy():
-            self._local.reply(event.client, self._busy())
+        if self._is_busy() or not self._local.serves:
+            self._local.reply(event.client, self._busy() if self._local.serves else self._outside())
         else:
             self.puts.put(event.put, partial(self._local.reply, event.client))
 
@@ -104,6 +115,9 @@ class Coordinator:
         limit = self._local.requests_limit
         return self.crowd() is Crowd.FULL and self._requests.under_way >= limit + limit // 4
 
+    def _outside(self) -> Failure:
+        return Failure(Code.NOQUORUM, f"{self._local.node} is no member of the cluster; ask one that is")
+
     def _busy(self) -> Failure:
         self._local.count("busy")
         return Failure(Code.BUSY, f"{self.under_way} requests are under way here; try again later")
@@ -123,6 +137,35 @@ class Coordinator:
                 request.refused = [*request.refused, src]
             request.fail(src, message.reason)
 
+    # --- views of the ring ---
+
+    def handle_disagree(self, src: NodeId, message: Disagree) -> None:
+        """A node that sees the slots of these requests' keys otherwise than we do."""
+        waiting = self._disagreeing.setdefault(src, [])
+        waiting += [request_id for request_id in message.ids if request_id in self._requests.by_id]
+        heard = self._local.heard_read, self._local.heard_write
+        for request_id in message.ids[-1:]:
+            ids = heard[not isinstance(self._requests.by_id.get(request_id), Reading)]
+            ids[src] = max(request_id, ids.get(src, 0))
+
+    def handle_agreement(self, src: NodeId) -> None:
+        """Our views are the same."""
+        for request_id in self._disagreeing.pop(src, ()):
+            request = self._requests.by_id.get(request_id)
+            if request is not None:
+                request.again(src)
+
+    @property
+    def disagrees(self) -> Collection[NodeId]:
+        """Nodes that have told so."""
+        return self._disagreeing
+
+    def replan(self) -> None:
+        """Our view has changed."""
+        self._disagreeing.clear()
+        for request in list({id(request): request for request in self._requests.by_id.values()}.values()):
+            request.replan()
+
     def handle_tick(self) -> None:
         """Ask others in place of those that are late; give up on what is overdue."""
         local = self._local
@@ -137,6 +180,7 @@ class Coordinator:
 
     def handle_peer_down(self, node: NodeId, reason: str) -> None:
         """What was asked of this peer will not be answered."""
+        self._disagreeing.pop(node, None)
         self._requests.peer_down(node, reason)
 
     def check(self) -> None:

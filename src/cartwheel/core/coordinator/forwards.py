@@ -60,6 +60,12 @@ class Forwarding:
         if node in self.waiting():
             self.forwards.again(self)
 
+    def again(self, node: NodeId) -> None:
+        """See ``Request``. A Forward is taken whatever the view."""
+
+    def replan(self) -> None:
+        """See ``Request``. Who coordinates need not be an owner."""
+
     def expire(self) -> None:
         """See ``Request``."""
         for node in self.waiting():

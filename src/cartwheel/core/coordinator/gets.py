@@ -48,8 +48,8 @@ class Reading:
     """
 
     __slots__ = (
-        "agreed", "answers", "at", "began_s", "bucket", "corrupt", "dones", "doubtful", "everyone", "fastest", "first", "gets",
-        "id", "own", "owners", "reminded", "replied", "spares", "tally",
+        "agreed", "answers", "at", "began_s", "bucket", "corrupt", "deadline_s", "dones", "doubtful", "everyone", "fastest",
+        "first", "gets", "id", "own", "owners", "reminded", "replied", "spares", "tag", "tally", "wanted_r",
     )  # fmt: skip
 
     def __init__(
@@ -57,28 +57,34 @@ class Reading:
         gets: Gets,
         bucket: str,
         at: bytes,
-        owners: tuple[NodeId, ...],
-        tally: Tally,
+        wanted_r: int,
+        deadline_s: float,
         done: Done,
         *,
         everyone: bool,
     ) -> None:
         self.gets = gets
-        self.id = gets.local.new_id()
         self.began_s = gets.local.now_s
+        self.deadline_s = deadline_s
         self.bucket = bucket
         self.at = at  # the record key
-        self.owners = owners
-        self.tally = tally
+        self.wanted_r = wanted_r  # 0: the bucket's
         self.dones = [done]  # whom to answer
         self.everyone = everyone  # reply once every replica has answered (explain), not at R
+        self.replied = False
+
+    def aim(self, targets: Targets, tally: Tally) -> None:
+        """Ask these, none of which has answered yet."""
+        self.id = self.gets.local.new_id()
+        self.owners = targets.owners
+        self.tag = targets.slots.tag
+        self.tally = tally
         self.answers: dict[NodeId, bytes | None] = {}
         self.first: bytes | None = None
         self.own: Record | None = None  # our own answer, decoded
         self.fastest: NodeId = ""
         self.agreed = True
         self.corrupt: list[NodeId] = []  # these hold a copy that fails its checksum
-        self.replied = False
         self.doubtful: list[NodeId] = []  # fallbacks asked only because an owner is late,
         self.reminded = False
         self.spares: list[NodeId] = []  # and those of them that hold nothing: they count once the owner is given up
@@ -134,6 +140,15 @@ class Reading:
             self.note(spare, None)
             self.gets.advance(self)
 
+    def again(self, node: NodeId) -> None:
+        """See ``Request``."""
+        if node in self.waiting():
+            self.gets.remind(self, [node])
+
+    def replan(self) -> None:
+        """See ``Request``."""
+        self.gets.maybe_restart(self)
+
     def expire(self) -> None:
         """See ``Request``."""
         for node in self.waiting():
@@ -161,7 +176,7 @@ class Gets:
                 text = f"R={r} must lie between 1 and n={plan.props.n}"
                 done(Failure(Code.INVALID, text))
                 return
-            self.start(event.bucket, event.key, plan, effective(r, plan.props.n, local.size), event.timeout_s, done)
+            self.start(event.bucket, event.key, plan, r, event.timeout_s, done)
             return
         moment, name = (local.now_s, local.writes), (event.bucket, event.key)
         if moment != self._moment:
@@ -182,14 +197,32 @@ class Gets:
         self, bucket: str, key: bytes, plan: Plan, r: int, timeout_s: float, done: Done, *, everyone: bool = False
     ) -> Reading:
         """Begin a get; ``done`` gets Found (Explained, if for ``everyone``) or Failure. ``r`` of 0 is the bucket's."""
-        local = self.local
         at = record_key(bucket, key)
+        reading = Reading(self, bucket, at, r, self.local.deadline_s(timeout_s), done, everyone=everyone)
+        self._ask(reading, plan)
+        return reading
+
+    def maybe_restart(self, reading: Reading) -> None:
+        """If the slots of the key are others than when it was asked for, ask anew, those who count now."""
+        local, plan = self.local, self.local.plan(reading.bucket)
+        if local.slots(reading.at, plan.props.n).tag == reading.tag:
+            return
+        self._requests.end(reading.id)
+        if not reading.replied:
+            local.count("gets_replanned")
+            self._ask(reading, plan)
+
+    def _ask(self, reading: Reading, plan: Plan) -> None:
+        local, at, r = self.local, reading.at, reading.wanted_r
         targets = choose(local, at, plan.props.n, local.readable)
         owners = targets.owners
-        tally = Tally(targets.asked, max(r or plan.r, plan.pr), primaries=owners, primaries_needed=plan.pr)
-        reading = Reading(self, bucket, at, owners, tally, done, everyone=everyone)
+        if targets.slots.blanks:
+            plan = local.plan_for(plan, reading.bucket, targets.slots)
+        needed = max(effective(r, plan.props.n, plan.members) if r else plan.r, plan.pr)
+        tally = Tally(targets.asked, needed, primaries=owners, primaries_needed=plan.pr)
+        reading.aim(targets, tally)
         reading_id = reading.id
-        message = ReplicaRead(reading_id, at)
+        message = ReplicaRead(reading_id, at, reading.tag)
         me, out, asked_read = local.node, local.out, local.asked_read
         for node in tally.asked:
             if node != me:
@@ -200,10 +233,9 @@ class Gets:
         if tally.asked is not owners:
             self._note_missing(tally, targets)
         if not tally.answered:
-            self._requests.add(reading_id, reading, local.deadline_s(timeout_s))
+            self._requests.add(reading_id, reading, reading.deadline_s)
         if tally.outcome is not Outcome.PENDING:
             self.advance(reading)
-        return reading
 
     def _note_missing(self, tally: Tally, targets: Targets) -> None:
         """Owners that cannot be asked: they count as failed, so that the outcome is known and the client told why."""
@@ -214,7 +246,7 @@ class Gets:
 
     def remind(self, reading: Reading, silent: list[NodeId]) -> None:
         """Ask these once more: a message may be lost."""
-        message = ReplicaRead(reading.id, reading.at)
+        message = ReplicaRead(reading.id, reading.at, reading.tag)
         for node in silent:
             if node != self.local.node:
                 self.local.send(node, message)
@@ -228,7 +260,7 @@ class Gets:
         local.count("reads_rerouted")
         reading.tally.add(node)
         local.asked_read[node] = max(reading.id, local.asked_read.get(node, 0))
-        local.send(node, ReplicaRead(reading.id, reading.at))
+        local.send(node, ReplicaRead(reading.id, reading.at, reading.tag))
         return node
 
     def _read_own(self, reading: Reading) -> None:
@@ -355,7 +387,7 @@ class Gets:
         return Explained(
             position=reading.at[:POSITION_BYTES],
             partition=partition,
-            preference=list(local.ring.preference(partition)),
+            preference=[*local.owners(reading.at, plan.props.n), *local.fallbacks(reading.at, plan.props.n)],
             n=len(reading.owners),
             r=plan.r,
             w=plan.w,

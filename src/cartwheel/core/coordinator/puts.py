@@ -11,6 +11,10 @@
 counts (``targets``). With no owner left to ask, a fallback coordinates: it keeps its own copy as a hint, too. So a put succeeds
 wherever W nodes can hear each other.
 
+**A partition that changes hands** (``placement``). A put goes to the gainers, too; the slot of a pair counts when both halves
+have it. A node that sees the key's slots otherwise answers Disagree; once the views are the same, it is asked again, and a put
+whose slots have changed under way counts anew (``restart``).
+
 **Hot keys.** What a turn of the loop wrote to one key leaves as one message to each replica (``Outgoing``): the last record
 accounts for the earlier ones, so their acks come with its own.
 
@@ -27,8 +31,9 @@ from functools import partial
 from cartwheel.core import versions
 from cartwheel.core.coordinator.forwards import Forwards
 from cartwheel.core.coordinator.gets import check_key
-from cartwheel.core.coordinator.requests import Done, Refused, Requests, shortfall, tally_shortfall
-from cartwheel.core.coordinator.targets import Targets, choose, next_fallback
+from cartwheel.core.coordinator.requests import Done, Refused, Requests, shortfall
+from cartwheel.core.coordinator.targets import Targets, choose, next_fallback, with_gainers
+from cartwheel.core.coordinator.writing import Writing
 from cartwheel.core.errors import ClockSkew, Code, CorruptData, HintsFull
 from cartwheel.core.local import Local, Plan
 from cartwheel.core.messages import (
@@ -42,7 +47,8 @@ from cartwheel.core.messages import (
     Send,
     Stored,
 )
-from cartwheel.core.quorum import Outcome, Tally, effective
+from cartwheel.core.placement import Slots
+from cartwheel.core.quorum import effective
 from cartwheel.core.storage import record_key, seal
 from cartwheel.core.types import Clock, Dot, Durability, NodeId
 from cartwheel.core.versions import Record
@@ -51,118 +57,6 @@ REQUEST_ID_BYTES_MAX = 128
 """A request id is kept with its version. The longest of our own: a forwarder's name and count."""
 EXPIRES_AT_MS_END = 1 << 63
 """What a record's bytes can hold."""
-
-
-NOBODY: list[NodeId] = []
-NONE_ANEW: dict[NodeId, int] = {}
-"""Shared, never changed."""
-
-
-class Writing:
-    """A put that this node coordinates. Among the requests, with an id and an answer, once it is stamped."""
-
-    __slots__ = (
-        "anew", "at", "began_s", "done", "dot", "id", "intended", "plan", "put", "puts", "refused", "replaced", "requests",
-        "revived", "stored", "tally",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        puts: Puts,
-        put: PutRequest,
-        plan: Plan,
-        at: bytes,
-        targets: Targets,
-        needed: int,
-        done: Done,
-    ) -> None:
-        self.puts = puts
-        self.began_s = puts.now_s
-        self.requests = puts.requests
-        self.put = put
-        self.plan = plan
-        self.at = at  # the record key
-        self.tally = Tally(targets.asked, needed, primaries=targets.owners, primaries_needed=plan.pw)
-        self.intended = targets.intended  # fallback -> whom it stands in for
-        self.done = done
-        self.id = 0
-        self.dot: Dot = ("", 0)
-        self.replaced: list[NodeId] = NOBODY  # another was asked in place of these
-        self.revived: list[NodeId] = NOBODY  # owners asked after all, though they could not be reached before
-        self.refused: list[NodeId] = NOBODY  # these will not take it, however often they are asked
-        self.anew = NONE_ANEW  # fallback -> id of the request by which it stands in for another owner now
-        self.stored: Stored | None = None
-
-    def ack(self, node: NodeId, request_id: int) -> None:
-        """This node has the write durably: as the request with this id told it."""
-        if request_id != self.anew.get(node, request_id):
-            return  # it speaks of the slot that it had before
-        twin = self._twin(node) if self.intended else None
-        if twin is None:
-            outcome = self.tally.ack(node)
-        elif node in self.intended:
-            if self.puts.reassign(self, node):
-                return
-            outcome = self.tally.fail(node, f"it stands in for {twin}, which has answered")
-        else:
-            outcome = self.tally.replace(twin, node, again=self.puts.reassign(self, twin))
-        if outcome is Outcome.MET:
-            self._end()
-            assert self.stored is not None, "acknowledged before it was stamped"
-            self.puts.note_stored(self.began_s)
-            self.done(self.stored, Durability.MEMORY)
-        elif outcome is Outcome.UNREACHABLE:
-            self._give_up()
-
-    def _twin(self, node: NodeId) -> NodeId | None:
-        """Who has acked in the same place: an owner and the fallback that stands in for it. Once the hint is delivered they are
-        one copy, so they count as one."""
-        slot = self.intended.get(node, node)
-        return next((n for n in self.tally.acked if n != node and self.intended.get(n, n) == slot), None)
-
-    def open_slot(self) -> NodeId | None:
-        """An owner that has not answered, and for which nobody who has stands in."""
-        held = {self.intended.get(node, node) for node in self.tally.acked}
-        return next((owner for owner in self.tally.primaries if owner not in held), None)
-
-    def waiting(self) -> list[NodeId]:
-        """See ``Request``."""
-        return self.tally.waiting()
-
-    def fail(self, node: NodeId, reason: str) -> None:
-        """See ``Request``."""
-        if self.id in self.requests.by_id:
-            self.puts.ask_another(self, node)
-            self._fail(node, reason)
-
-    def late(self) -> None:
-        """See ``Request``."""
-        for node in self.waiting():
-            self.puts.remind(self, node)
-        self.puts.ask_returned(self)
-
-    def doubt(self, node: NodeId) -> None:
-        """See ``Request``. A fallback was asked when it was late."""
-
-    def expire(self) -> None:
-        """See ``Request``."""
-        for node in self.waiting():
-            self._fail(node, "no answer in time")
-        self._give_up()
-
-    def _fail(self, node: NodeId, reason: str) -> None:
-        if self.tally.fail(node, reason) is Outcome.UNREACHABLE:
-            self._give_up()
-
-    def _end(self) -> None:
-        del self.requests.by_id[self.id]
-        for request_id in self.anew.values():
-            self.requests.end(request_id)
-
-    def _give_up(self) -> None:
-        if self.id in self.requests.by_id:
-            self._end()
-            self.done(Failure(Code.NOQUORUM, tally_shortfall("W", self.tally), unknown=True), Durability.MEMORY)
 
 
 class Outgoing:
@@ -209,11 +103,15 @@ class Puts:
 
     def _start(self, put: PutRequest, done: Done, *, forwarded: bool) -> None:
         local = self._local
+        if not local.serves:  # it has left while the put was forwarded
+            raise Refused(Code.NOQUORUM, f"{local.node} is no member of the cluster")
         plan = local.plan(put.bucket)
         self._check_sizes(put, plan)
         at = record_key(put.bucket, put.key)
-        needed = self._needed(put.w, plan) if put.w else plan.w_needed
         targets = self._targets(put, at, plan)
+        if targets.slots.blanks:
+            plan = local.plan_for(plan, put.bucket, targets.slots)
+        needed = self._needed(put.w, plan) if put.w else plan.w_needed
         me = local.node
         if me not in targets.owners or me not in targets.asked:
             if not forwarded:
@@ -233,7 +131,9 @@ class Puts:
         """The first N healthy nodes for this put. A node whose disk is nearly full takes only deletes."""
         local = self._local
         me_fit = local.takes_writes or put.value is None
-        return choose(local, at, plan.props.n, self._fit(put), me_fit=me_fit)
+        fit = self._fit(put)
+        targets = choose(local, at, plan.props.n, fit, me_fit=me_fit)
+        return with_gainers(local, targets, fit, me_fit=me_fit) if targets.slots.moving else targets
 
     def _fit(self, put: PutRequest) -> Collection[NodeId]:
         """The peers that take this put."""
@@ -262,7 +162,9 @@ class Puts:
             return targets
         asked, intended = targets.asked, targets.intended
         missing = [owner for owner in targets.owners if owner not in asked and owner not in intended.values()]
-        return Targets(targets.owners, [local.node, *asked], {**intended, local.node: (missing or targets.owners)[0]})
+        intended = {**intended, local.node: (missing or targets.owners)[0]}
+        also = [node for node in targets.also if node != local.node]
+        return Targets(targets.owners, [local.node, *asked], intended, targets.slots, also)
 
     def _check_sizes(self, put: PutRequest, plan: Plan) -> None:
         """Refuse what is over the bucket's limits, or what a record cannot hold."""
@@ -280,7 +182,7 @@ class Puts:
         n = plan.props.n
         if not 1 <= w <= n:
             raise Refused(Code.INVALID, f"W={w} must lie between 1 and n={n}")
-        return max(effective(w, n, self._local.size), plan.pw)
+        return max(effective(w, n, plan.members), plan.pw)
 
     def _check_enough(self, targets: Targets, needed: int, plan: Plan) -> None:
         """Refuse a put that cannot reach W nodes, before anything of it is staged or sent."""
@@ -336,6 +238,8 @@ class Puts:
         if intended is None:
             return local.write_record(at, old, new, durability)
         sealed = seal(at, versions.encode(new))
+        if writing.slots.moving and local.node in writing.slots.writers:
+            sealed = local.write_record(at, local.read_record(at), new, durability)
         try:
             local.hints.put(intended, at, sealed, durability)
         except HintsFull as error:
@@ -378,7 +282,8 @@ class Puts:
         local, plan, at = self._local, writing.plan, writing.at
         request_id = writing.id = local.new_id()
         writing.dot = dot
-        self.requests.add(request_id, writing, local.deadline_s(writing.put.timeout_s))
+        writing.deadline_s = local.deadline_s(writing.put.timeout_s)
+        self.requests.add(request_id, writing, writing.deadline_s)
         self._own.append(request_id)
         if plan.durability > self._own_hold:
             self._own_hold = plan.durability
@@ -412,15 +317,17 @@ class Puts:
     def _send(self, at: bytes, outgoing: Outgoing) -> None:
         local, plan, intended, ids = self._local, outgoing.plan, outgoing.targets.intended, outgoing.ids
         me, out, asked_write, last = local.node, local.out, local.asked_write, ids[-1]
-        durability = int(plan.durability)
+        durability, tag = int(plan.durability), outgoing.targets.slots.tag
         others = [node for node in outgoing.targets.asked if node != me]
         one = others[last % len(others)] if plan.one and others else ""
-        common = ReplicaWrite(ids, at, outgoing.sealed, durability, outgoing.reading)
+        common = ReplicaWrite(ids, at, outgoing.sealed, durability, outgoing.reading, "", tag)
+        if outgoing.targets.also:
+            others += [node for node in outgoing.targets.also if node != me]
         for node in others:
             message = common
             if node in intended or node == one:
                 needs = int(Durability.SYNC) if node == one else durability
-                message = ReplicaWrite(ids, at, outgoing.sealed, needs, outgoing.reading, intended.get(node, ""))
+                message = ReplicaWrite(ids, at, outgoing.sealed, needs, outgoing.reading, intended.get(node, ""), tag)
             asked_write[node] = last
             out.append(Send(node, message))
 
@@ -428,7 +335,56 @@ class Puts:
         """A node does not answer: ask it once more, for a message may be lost; and another one in its place."""
         if silent != self._local.node:
             self._write_again(writing, silent, writing.intended.get(silent, ""))
-        self.ask_another(writing, silent)
+        if silent in writing.tally.asked:
+            self.ask_another(writing, silent)
+        else:
+            self.ask_giver(writing, silent)
+
+    def write_to(self, writing: Writing, node: NodeId) -> None:
+        """Send the record to a node once more."""
+        self._write_again(writing, node, writing.intended.get(node, ""))
+
+    def ask_giver(self, writing: Writing, gainer: NodeId) -> None:
+        """The second half of a pair does not answer: let the first, or who stands in for that, keep a hint for it. Once."""
+        for giver, other in writing.slots.gainers.items():
+            filler = writing.by.get(giver, giver)
+            busy = writing.intended.get(filler, "") or filler in writing.tally.failed
+            if other == gainer and gainer not in writing.by and not busy and filler in writing.tally.asked:
+                self._stand_in(writing, filler, gainer)
+
+    def _stand_in(self, writing: Writing, node: NodeId, intended: NodeId) -> bool:
+        """Ask a node that was asked before to stand in for another one, too: what it answered before does not tell that."""
+        request_id = self._local.new_id()
+        if not self._write_again(writing, node, intended, request_id):
+            return False
+        self.requests.end(writing.anew.get(node, 0))
+        self.requests.add(request_id, writing, writing.deadline_s)
+        writing.intended = {**writing.intended, node: intended}
+        writing.anew = {**writing.anew, node: request_id}
+        return True
+
+    def slots(self, writing: Writing) -> Slots:
+        """Of a put's key, as they are now."""
+        return self._local.slots(writing.at, writing.plan.props.n)
+
+    def restart(self, writing: Writing) -> None:
+        """The slots of the key are others than when this put began: count anew, with those who count now. The record stays what
+        it is."""
+        local, put, at = self._local, writing.put, writing.at
+        local.count("puts_replanned")
+        plan = local.plan(put.bucket)
+        targets = self._targets(put, at, plan)
+        plan = local.plan_for(plan, put.bucket, targets.slots)
+        needed = self._needed(put.w, plan) if put.w else plan.w_needed
+        writing.aim(plan, targets, needed)
+        writing.id = local.new_id()
+        self.requests.add(writing.id, writing, writing.deadline_s)
+        for owner in targets.owners:
+            if owner not in targets.asked and owner not in targets.intended.values():
+                writing.tally.add(owner)
+                writing.tally.fail(owner, local.why_unreachable(owner))
+        for node in (*targets.asked, *targets.also):
+            self._write_again(writing, node, targets.intended.get(node, ""))
 
     def ask_another(self, writing: Writing, silent: NodeId) -> None:
         """A node does not answer, or cannot: give the record to the next healthy one, as a hint for its intended node. Once."""
@@ -441,29 +397,27 @@ class Puts:
             return
         fit = self._fit(put)
         node = next_fallback(local, writing.at, writing.plan.props.n, writing.tally.asked, fit)
-        if node is not None and self._write_again(writing, node, intended):
+        if node is not None and self._ask_fallback(writing, node, intended):
             local.count("writes_rerouted")
             writing.replaced = [*writing.replaced, silent]
-            writing.intended = {**writing.intended, node: intended}
             writing.tally.add(node)
         elif node is None:
             for owner in writing.tally.primaries:
                 if owner not in writing.revived and self._has_returned(writing, owner):
                     self._ask_owner(writing, owner)
 
+    def _ask_fallback(self, writing: Writing, node: NodeId, intended: NodeId) -> bool:
+        if node in writing.also:  # a gainer, whose own copy was asked for before
+            return self._stand_in(writing, node, intended)
+        if not self._write_again(writing, node, intended):
+            return False
+        writing.intended = {**writing.intended, node: intended}
+        return True
+
     def reassign(self, writing: Writing, fallback: NodeId) -> bool:
         """The owner that this fallback stood in for has answered: let it stand in for another one. False: there is none."""
         owner = writing.open_slot()
-        if owner is None:
-            return False
-        request_id = self._local.new_id()
-        if not self._write_again(writing, fallback, owner, request_id):
-            return False
-        self.requests.end(writing.anew.get(fallback, 0))
-        self.requests.add(request_id, writing, self._local.deadline_s(writing.put.timeout_s))
-        writing.intended = {**writing.intended, fallback: owner}
-        writing.anew = {**writing.anew, fallback: request_id}
-        return True
+        return owner is not None and self._stand_in(writing, fallback, owner)
 
     def ask_returned(self, writing: Writing) -> None:
         """Owners that could not be reached when this put began, and can be now."""
@@ -494,15 +448,21 @@ class Puts:
         if entry is None or not versions.accounts_for(entry[1], (writing.dot,)):
             return False
         durability = writing.plan.durability
-        if node == local.node:  # our own copy, as a hint for another owner
+        if node == local.node:  # our own copy; or that, as a hint for another owner
+            if not local.serves:
+                return False
             try:
-                local.hints.put(intended, at, entry[0], durability)
+                if intended:
+                    local.hints.put(intended, at, entry[0], durability)
+                elif not versions.accounts_for(local.read_record(at), (writing.dot,)):
+                    local.absorb(at, entry[0], durability)
             except HintsFull:
                 return False
             local.send(node, ReplicaWrote([request_id]), durability)
             return True
         local.asked_write[node] = max(request_id, local.asked_write.get(node, 0))
-        local.send(node, ReplicaWrite([request_id], at, entry[0], int(durability), writing.dot[1], intended))
+        tag = writing.slots.tag
+        local.send(node, ReplicaWrite([request_id], at, entry[0], int(durability), writing.dot[1], intended, tag))
         return True
 
     def handle_wrote(self, src: NodeId, message: ReplicaWrote) -> None:
@@ -513,8 +473,8 @@ class Puts:
         by_id = self.requests.by_id
         for request_id in message.ids:
             writing = by_id.get(request_id)
-            if writing.__class__ is Writing and src in writing.tally.asked:  # else late: the request is over
-                writing.ack(src, request_id)
+            if writing.__class__ is Writing and (src in writing.tally.asked or src in writing.also):
+                writing.ack(src, request_id)  # else late: the request is over
 
     # --- retries ---
 

@@ -36,6 +36,12 @@ class Request(Protocol):
     def doubt(self, node: NodeId) -> None:
         """This node was found not to answer anything; it may answer yet."""
 
+    def again(self, node: NodeId) -> None:
+        """This node did not answer because our views differed. They are the same now: ask it again."""
+
+    def replan(self) -> None:
+        """The ring or what nodes hold of it has changed: if that concerns this request's key, ask those who count now."""
+
     def expire(self) -> None:
         """Its deadline is over."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from cartwheel.core.messages.peers import Batch, Failure, HintStatus, Message, PutRequest, Stored
+from cartwheel.core.ring.plan import Plan
 from cartwheel.core.types import Durability, NodeId
 from cartwheel.core.versions import Record
 
@@ -46,6 +47,10 @@ class Tick(_Event):
 
 class TurnEnd(_Event):
     """The driver is about to commit and to send: whatever was gathered since the last one leaves now."""
+
+
+class Drain(_Event):
+    """This node is about to stop: let the peers know, so that they ask others at once."""
 
 
 class DiskSpace(_Event):
@@ -139,10 +144,51 @@ class ClientRepairStatus(_Event):
     client: Any
 
 
+class ClientStage(_Event):
+    """An operator stages a change of membership. Answered Administered or Failure."""
+
+    client: Any
+    kind: str
+    """leave, remove, reweigh, relocate, replace or double."""
+    node: NodeId = ""
+    other: NodeId = ""
+    """In a replace: the new node."""
+    weight: float = 1.0
+    host: str = ""
+    """In a relocate; "": as it was."""
+    zone: str = ""
+    barred: bool = False
+    """In a replace: the old node is dead."""
+
+
+class ClientCommit(_Event):
+    """An operator commits what is staged. Answered Administered or Failure."""
+
+    client: Any
+    digest: str = ""
+    """Of the plan that was looked at; "": whatever is staged."""
+    force: bool = False
+    """Though members do not answer."""
+
+
+class ClientAbandon(_Event):
+    """An operator drops what is staged. Answered Administered or Failure."""
+
+    client: Any
+
+
+class ClientJoin(_Event):
+    """An operator wants this node, which is alone and empty, to join another cluster: it forgets its own. Answered Administered
+    or Failure."""
+
+    client: Any
+
+
 Event = (
-    Received | PeerUp | PeerDown | Tick | TurnEnd | DiskSpace
+    Received | PeerUp | PeerDown | Tick | TurnEnd | DiskSpace | Drain
     | ClientGet | ClientPut | ClientExplain | ClientScan | ClientCount | ClientHints | ClientDigests | ClientBucketSet
-    | ClientRepair | ClientRepairStatus
+    | ClientRepair | ClientRepairStatus | ClientStage | ClientCommit | ClientAbandon
+    | ClientJoin
 )  # fmt: skip
 
 
@@ -217,6 +263,31 @@ class Digests(msgspec.Struct):
     """Why no more of the partition can be read, if so: the engine's data is damaged."""
 
 
+class Administered(msgspec.Struct):
+    """An operator's change is in the history, durably, and on its way to the others."""
+
+    text: str
+    changes: list[str]
+    """Ids."""
+
+
+class PlanTold(msgspec.Struct):
+    """What the staged changes would do (``Node.plan()``)."""
+
+    digest: str
+    """For ClientCommit."""
+    changes: list[str]
+    """In words."""
+    plan: Plan
+    warnings: list[str]
+    silent: list[NodeId]
+    """Members that stay, and do not answer now."""
+    partition_bytes: int
+    """About what a partition weighs, at this node."""
+    moving: int = 0
+    """Partitions that are still being handed over, by this node's view."""
+
+
 class BucketChanged(msgspec.Struct):
     """The bucket's properties are changed here, and on their way to the others."""
 
@@ -264,6 +335,34 @@ class AntiEntropyStatus(msgspec.Struct):
     """The part of the ring that the scrub has come through on its present pass."""
     sent_bytes: dict[str, int] = {}
     """By kind of message."""
+
+
+class MemberTransfer(msgspec.Struct):
+    """What this node gains from another one."""
+
+    source: NodeId
+    """"": from nobody yet."""
+    partitions: int
+    """Still to be taken over."""
+    comparing: bool
+    waits: str
+    """For what, unless it goes on."""
+
+
+class TransferStatus(msgspec.Struct):
+    """The hand-over of partitions, as far as this node takes part."""
+
+    gains: list[MemberTransfer] = []
+    gained: int = 0
+    """Partitions taken over since the node's start,"""
+    received: int = 0
+    """the records that came with them,"""
+    given: int = 0
+    """and partitions given."""
+    leftovers: int = 0
+    """Partitions with records here that this node has no part in: compared, and then removed."""
+    removed: int = 0
+    """Records so removed."""
 
 
 class MemberStatus(msgspec.Struct):
@@ -316,9 +415,14 @@ class Status(msgspec.Struct):
     hints: list[HintStatus] = []
     """What is kept here for other nodes (section 4.6)."""
     antientropy: AntiEntropyStatus = msgspec.field(default_factory=AntiEntropyStatus)
+    transfer: TransferStatus = msgspec.field(default_factory=TransferStatus)
+    leaving: list[NodeId] = []
+    """No members any more, but they have not handed over everything yet."""
 
 
-Result = Stored | Failure | Found | Explained | Page | Counted | HintsKept | Digests | BucketChanged | Repairing
+Result = (
+    Stored | Failure | Found | Explained | Page | Counted | HintsKept | Digests | BucketChanged | Repairing | Administered
+)  # fmt: skip
 
 
 # --- effects: what a node wants done ----------------------------------------------------------------------------------

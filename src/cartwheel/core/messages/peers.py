@@ -8,9 +8,13 @@ earlier life matches nothing.
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
 from cartwheel.core.errors import Code, PeerError
+from cartwheel.core.placement import Holding
+from cartwheel.core.ring import Member
 from cartwheel.core.types import Clock, Dot, NodeId
 from cartwheel.core.versions import Record
 
@@ -35,7 +39,10 @@ class ReplicaWrite(_Message, tag=1):
     """The latest fresh dot: in a last-writer-wins bucket refused if it is further ahead of the replica's clock than the skew
     allowed."""
     intended: NodeId = ""
-    """You stand in for this node: keep the record as a hint for it (section 4.6). "": you are the owner."""
+    """You stand in for this node: keep the record as a hint for it (section 4.6), besides your own copy if you are to have one.
+    "": you are the owner."""
+    tag: int = 0
+    """Of the key's slots, as the coordinator sees them. 0: the sender is of a version that does not tell."""
 
 
 class ReplicaWrote(_Message, tag=2):
@@ -53,11 +60,20 @@ class ReplicaRefused(_Message, tag=3):
     """The record key, if it is a hint that was refused."""
 
 
+class Disagree(_Message, tag=43):
+    """Replica to coordinator: I see the slots of these requests' keys otherwise than you, so do not count me, though I keep what
+    was written. Our views are on their way to each other; ask again then. Loss and repetition cost time."""
+
+    ids: list[int]
+
+
 class ReplicaRead(_Message, tag=4):
     """Coordinator to replica or fallback: what do you hold of this key, hints included?"""
 
     id: int
     record_key: bytes
+    tag: int = 0
+    """As in ReplicaWrite."""
 
 
 class ReplicaValue(_Message, tag=5):
@@ -154,11 +170,50 @@ class Counts(_Message, tag=12):
 # --- membership: the history of changes (section 4.8.1) ---------------------------------------------------------------
 
 
-class HistoryPush(_Message, tag=13):
-    """Node to node, when placement epochs differ: all the changes I know. The receiver unites them with its own and, where
-    it knows more, pushes back."""
+class ViewPush(_Message, tag=13):
+    """Node to node, when placement epochs differ: all the changes that I know, and what each node holds. The receiver unites them
+    with its own and, where it knows more, pushes back. Repetition changes nothing; a lost one is sent again."""
 
     history: bytes
+    """b"": only what nodes hold."""
+    holdings: list[Holding] = []
+
+
+class Gossip(_Message, tag=44):
+    """Node to node, every second to one of them: here is my epoch, that of the batch. A lost or repeated one is no matter."""
+
+
+class JoinAsk(_Message, tag=45):
+    """A node that is no member to one that may be: I want to join as this. Answered by JoinTold; asked again until it is a
+    member. Repetition is harmless: its join is staged once."""
+
+    member: Member
+
+
+class JoinTold(_Message, tag=46):
+    """The answer to JoinAsk: what it waits for, or why it never will join."""
+
+    waits: str
+    refused: bool = False
+
+
+class HandOver(_Message, tag=47):
+    """Gainer to an owner: I have caught up with you on these partitions, may I count? Answered by HandedOver. Repetition is
+    another question; a lost one is asked again."""
+
+    id: int
+    parts: list[tuple[int, int, int]]
+    """(n, partition, tag of its slots as I see them)."""
+
+
+class HandedOver(_Message, tag=48):
+    """Owner to gainer: for these you count in my view, if I was to give them; or may count, if you fill a slot that nobody
+    gives. A lost one is told by the owner's holding."""
+
+    id: int
+    parts: list[tuple[int, int]]
+    waits: str = ""
+    """Why not for the others."""
 
 
 # --- failure detection (section 4.8.3) ---------------------------------------------------------------------------------
@@ -185,6 +240,8 @@ class Health(_Message, tag=16):
     """False: my disk is nearly full, give me deletes only."""
     door: str = ""
     """``host:port`` where tools find me: membership knows only the addresses for peers."""
+    stopping: bool = False
+    """I am about to stop: ask others."""
 
 
 # --- hinted handoff (section 4.6) --------------------------------------------------------------------------------------
@@ -256,6 +313,17 @@ class HintsTold(_Message, tag=29):
 # --- anti-entropy (section 4.7): two owners compare a partition; the one that began goes from roots to leaves to keys ------
 
 
+class Purpose(enum.IntEnum):
+    """What two nodes compare a partition for."""
+
+    SHARED = 0
+    """Both own it."""
+    GAINED = 1
+    """The asker is to own it, and catches up."""
+    GIVEN = 2
+    """The asker owns it no more, and makes sure that nothing of it is here alone."""
+
+
 class TreeRoots(_Message, tag=21):
     """Owner to owner: the roots of my hash trees, for buckets of this n. Answered by TreeLeaves; loss ends the comparison."""
 
@@ -266,6 +334,7 @@ class TreeRoots(_Message, tag=21):
     """2 bytes each."""
     roots: bytes
     """8 bytes each."""
+    purpose: Purpose = Purpose.SHARED
 
 
 class TreeLeaves(_Message, tag=22):
@@ -353,6 +422,8 @@ class ReapReady(_Message, tag=41):
 
     id: int
     refused: list[int]
+    left: list[int] = []
+    """Those that I hold, though I have no part in their partition any more: I must remove them, too."""
 
 
 class Reap(_Message, tag=42):
@@ -385,10 +456,10 @@ class Failure(_Message, tag="failure"):
 
 Message = (
     ReplicaWrite | ReplicaWrote | ReplicaRefused | ReplicaRead | ReplicaValue | ReplicaRepair | Forward | Forwarded
-    | ScanAsk | ScanPage | CountAsk | Counts | HistoryPush
+    | ScanAsk | ScanPage | CountAsk | Counts | ViewPush | Gossip | JoinAsk | JoinTold | HandOver | HandedOver
     | Probe | Probed | Health | HintOffer | HintGrant | HintDeliver | HintTaken | HintsAsk | HintsTold
     | TreeRoots | TreeLeaves | LeafKeys | LeafDiff | LeafRows | Fetch | Fetched
-    | ReapAsk | ReapReady | Reap
+    | ReapAsk | ReapReady | Reap | Disagree
 )  # fmt: skip
 
 

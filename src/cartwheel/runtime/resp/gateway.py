@@ -12,23 +12,30 @@ import msgspec
 
 from cartwheel.core.config import MIB, BucketProps, Config
 from cartwheel.core.messages import (
+    ClientAbandon,
     ClientBucketSet,
+    ClientCommit,
     ClientCount,
     ClientDigests,
     ClientExplain,
     ClientGet,
     ClientHints,
+    ClientJoin,
     ClientPut,
     ClientRepair,
     ClientRepairStatus,
     ClientScan,
+    ClientStage,
+    PlanTold,
     Status,
 )
+from cartwheel.core.ring import Change
 from cartwheel.core.types import Crowd
 
 ClientEvent = (
     ClientGet | ClientPut | ClientExplain | ClientScan | ClientCount | ClientDigests | ClientHints | ClientBucketSet
-    | ClientRepair | ClientRepairStatus
+    | ClientRepair | ClientRepairStatus | ClientStage | ClientCommit | ClientAbandon
+    | ClientJoin
 )  # fmt: skip
 
 
@@ -80,6 +87,18 @@ class Gateway(Protocol):
 
     def status(self) -> Status:
         """This node's view of itself and the cluster."""
+
+    def plan(self) -> PlanTold:
+        """What the staged changes of membership would do."""
+
+    def changes(self) -> list[tuple[Change, str]]:
+        """The history of membership: each change, and what it says in words."""
+
+    def safe_to_stop(self, node: str) -> list[str]:
+        """Why a node may not be stopped now; empty: it may."""
+
+    def add_seed(self, address: str) -> None:
+        """Look for a cluster to join at this address."""
 
     def data_bytes(self) -> int:
         """About how many bytes the stored data takes."""

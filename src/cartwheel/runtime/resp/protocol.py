@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
         if waiting:
             self.drain()
             if len(waiting) > WAITING_MAX:
-                self._pause_reading()
+                self.pause_reading()
         self.dirty = False
         if self.out:
             self.flush()
@@ -156,20 +156,21 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.out_paused = True
-        self._pause_reading()
+        self.pause_reading()
 
     def resume_writing(self) -> None:
         self.out_paused = False
         self.drain()
         self._maybe_resume_reading()
 
-    def _pause_reading(self) -> None:
+    def pause_reading(self) -> None:
+        """Take no more commands for now."""
         if not self.read_paused and not self.closing and not self.transport.is_closing():
             self.read_paused = True
             self.transport.pause_reading()
 
     def _maybe_resume_reading(self) -> None:
-        if self.closing or self.transport.is_closing():
+        if self.closing or self.door.closes or self.transport.is_closing():
             return
         if self.read_paused and not self.out_paused and len(self.waiting) <= WAITING_MAX // 2:
             self.read_paused = False

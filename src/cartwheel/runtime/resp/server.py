@@ -6,6 +6,7 @@ import asyncio
 
 from cartwheel.runtime.resp import (  # noqa: F401  # importing a module of commands fills the table
     batch,
+    cluster,
     connection,
     expiry,
     introspection,
@@ -37,6 +38,8 @@ class RespServer:
         """Seconds since the start, roughly: cheap to note on every chunk."""
         self.siblings_hidden = 0
         """Plain reads that showed one of several concurrent values (``resp_siblings_hidden``)."""
+        self.closes = False
+        """It takes no more requests."""
         self.reset_counts()
         self._next_id = 0
         self._dirty: list[Connection] = []
@@ -54,6 +57,19 @@ class RespServer:
         self._listening = await self._loop.create_server(lambda: Connection(self), self.host, self.port, backlog=511)
         self.port = self._listening.sockets[0].getsockname()[1]
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def close_door(self) -> None:
+        """Take no more requests: no new connections, and nothing more from those that are open. What is under way is answered."""
+        self.closes = True
+        if self._listening is not None:
+            self._listening.close()
+        for each in self.connections.values():
+            each.pause_reading()
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a request that was read has no reply yet, or a reply is not on its way."""
+        return any(each.pending or each.waiting or each.out or each.unsent for each in self.connections.values())
 
     async def stop(self) -> None:
         """Close the port and all connections. Requests under way are answered to nobody."""

@@ -8,6 +8,7 @@ import msgspec
 
 from cartwheel.core import local, node, quorum, storage, versions
 from cartwheel.core.coordinator import forwards, gets, puts
+from cartwheel.core.coordinator.writing import Writing
 from cartwheel.core.messages import ClientGet, Failure, PutRequest, Result, Stored
 from cartwheel.core.storage import Space
 from cartwheel.core.types import Clock, Dot, Durability, NodeId
@@ -70,7 +71,7 @@ def blind_beside() -> list[Patch]:
     """A put without a context supersedes nothing: each plain SET leaves one more sibling."""
     real = puts.Puts._stamp
 
-    def stamp(self: puts.Puts, writing: puts.Writing, targets: Any, record: Record) -> None:
+    def stamp(self: puts.Puts, writing: Writing, targets: Any, record: Record) -> None:
         if writing.put.context is None:
             writing.put = msgspec.structs.replace(writing.put, context={})
         real(self, writing, targets, record)
@@ -228,13 +229,13 @@ def ack_before_durable() -> list[Patch]:
 @bug("C9", trap=(18,))
 def reply_before_w() -> list[Patch]:
     """The client is told at W-1 acks."""
-    real = puts.Writing.__init__
+    real = Writing.__init__
 
-    def init(self: puts.Writing, *arguments: Any) -> None:
+    def init(self: Writing, *arguments: Any) -> None:
         real(self, *arguments)
         self.tally.needed = max(1, self.tally.needed - 1)
 
-    return [(puts.Writing, "__init__", init)]
+    return [(Writing, "__init__", init)]
 
 
 @bug("C9", trap=(19,))
@@ -269,7 +270,7 @@ def retry_from_memory() -> list[Patch]:
     """A retry whose first try is remembered is answered at once, though the first try may never have reached W nodes."""
     real = puts.Puts._stamp
 
-    def stamp(self: puts.Puts, writing: puts.Writing, targets: Any, record: Record) -> None:
+    def stamp(self: puts.Puts, writing: Writing, targets: Any, record: Record) -> None:
         put = writing.put
         again = self._earlier_try(writing.at, put, record) if put.request_id else None
         if again is None:
@@ -309,7 +310,7 @@ def shared_message_keeps_first() -> list[Patch]:
     replicas that never got them."""
     real = puts.Puts._replicate
 
-    def replicate(self: puts.Puts, writing: puts.Writing, targets: Any, sealed: bytes, dot: Dot) -> None:
+    def replicate(self: puts.Puts, writing: Writing, targets: Any, sealed: bytes, dot: Dot) -> None:
         first = self._outgoing.get(writing.at)
         real(self, writing, targets, sealed if first is None else first.sealed, dot)
 
@@ -385,9 +386,9 @@ def forward_without_id() -> list[Patch]:
 @bug("P7", trap=(18,))
 def failed_means_rejected() -> list[Patch]:
     """A put that reached too few nodes is reported as rejected: the client takes it for not done, and then it appears."""
-    real = puts.Writing._fail
+    real = Writing._fail
 
-    def fail(self: puts.Writing, node: NodeId, reason: str) -> None:
+    def fail(self: Writing, node: NodeId, reason: str) -> None:
         told = self.done
 
         def done(result: Result, hold: Durability) -> None:
@@ -399,7 +400,7 @@ def failed_means_rejected() -> list[Patch]:
         real(self, node, reason)
         self.done = told
 
-    return [(puts.Writing, "_fail", fail)]
+    return [(Writing, "_fail", fail)]
 
 
 @bug("P7", trap=(18,), profile="network", r=1, w=3, processes=20, weather=_LATE)

@@ -8,6 +8,7 @@ from typing import Any
 from cartwheel.core import local, node, replica, summary, versions
 from cartwheel.core.antientropy import rows as ae_rows
 from cartwheel.core.coordinator import gets, puts, requests, targets
+from cartwheel.core.coordinator.writing import Writing
 from cartwheel.core.failure import Detector
 from cartwheel.core.hints import Delivery, Hints
 from cartwheel.core.hintstore import HintStore
@@ -65,7 +66,7 @@ def hint_not_stored() -> list[Patch]:
     return [(local.Local, "keep_hint", keep)]
 
 
-@bug("C5", "C6", trap=(38,), **_HANDOFF)
+@bug("C5", "C6", "C9", trap=(38,), **_HANDOFF)
 def hint_becomes_record() -> list[Patch]:
     """A fallback keeps what is meant for another as a record of its own: it is never handed on, and stays for ever."""
 
@@ -91,7 +92,7 @@ def hint_removed_before_ack() -> list[Patch]:
     return [(Hints, "_deliver", deliver)]
 
 
-@bug("C2", "C9", trap=(5, 14), profile="power", keys=3, sync_s=0.3, ops_per_s=60.0, weather=_LATE)
+@bug("C2", "C9", "UP", trap=(5, 14), profile="power", keys=3, sync_s=0.3, ops_per_s=60.0, weather=_LATE)
 def hint_taken_before_durable() -> list[Patch]:
     """The intended node says that it has its hints as soon as they are staged: the holder removes them, the power fails."""
     real = Hints.handle_deliver
@@ -141,7 +142,7 @@ def changed_hint_removed() -> list[Patch]:
 @bug("C9", trap=(19,), **_TWO_OWNERS)
 def slot_counted_twice() -> list[Patch]:
     """An owner and the fallback that stands in for it count as two: once the hint is delivered they are one copy."""
-    return [(puts.Writing, "_twin", lambda self, node: None)]
+    return [(Writing, "_twin", lambda self, node: None)]
 
 
 @bug("C7", trap=(3,), **_HANDOFF)
@@ -186,7 +187,9 @@ def strict_quorum() -> list[Patch]:
 
     def choose(local: local.Local, record_key: bytes, n: int, fit: Collection[NodeId], *, me_fit: bool = True) -> Any:
         owners = local.owners(record_key, n)
-        return targets.Targets(owners, [o for o in owners if (me_fit if o == local.node else o in fit)], {})
+        slots = local.slots(record_key, n)
+        asked = [o for o in owners if (me_fit if o == local.node else o in fit)]
+        return targets.Targets(owners, asked, {}, slots)
 
     return [
         *((module, "choose", choose) for module in (gets, puts)),
@@ -333,7 +336,7 @@ def reaped_without_quarantine() -> list[Patch]:
     return [_one_round()]
 
 
-@bug("C6", "C2", "C5", trap=(11,), **{**_HANDOFF, **_REAPING})
+@bug("C6", "C2", "C5", "C7", trap=(11,), **{**_HANDOFF, **_REAPING})
 def reap_ignores_hints() -> list[Patch]:
     """Nobody asks for hints: one is delivered after the tombstone is gone, and the old value is back. (Without the quarantine,
     too: in a run no holder that answers is kept from its hints' node for longer than that.)"""

@@ -1,0 +1,178 @@
+"""Leftovers: records of partitions that this node has no part in any more. It gave them, or was sent them by a coordinator with
+an earlier view.
+
+    found ──> compare with an owner (GIVEN) until it lacks nothing ──> wait ``give_grace_s`` ──> compare again
+                     ^ it lacks something ────────────────────────────────────────────────────┘ │ nothing
+                                                                                                v
+                                                                         a new stint; remove them, a slice a tick
+
+Comparing merges both ways, so what is here alone, or newer, is at an owner before it goes. That two trees are equal would say the
+same, but under load they never are for long. The second comparison, a grace later, shows that the owner has it on its disk: a
+group commit takes milliseconds. The new stint: with the records this node forgets dots of its own (versions, invariant A).
+
+A node that has left the ring and has nothing left over says so (``Membership.leave``): only then it is gone for the others.
+
+Invariant: records are removed only if an owner lacked nothing of the partition twice, a grace apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cartwheel.core import versions
+from cartwheel.core.errors import CorruptData
+from cartwheel.core.local import Local
+from cartwheel.core.messages import Purpose
+from cartwheel.core.placement import Placement
+from cartwheel.core.storage import CHECKSUM_BYTES, Space, split_record_key
+from cartwheel.core.summary import Summary
+from cartwheel.core.transfer.gains import Compare, Compared, Part
+from cartwheel.core.types import NodeId
+
+LOOK_S = 5.0
+"""Between two looks at all partitions; a new view is looked at anew."""
+REST_S = 1.0
+"""After a comparison that did not end well."""
+PARTS_MAX = 64
+REMOVE_ROWS = 200
+"""Records removed in one step."""
+
+Leave = Callable[[], None]
+"""``Membership.leave``."""
+
+
+class Leftovers:
+    """What this node has, and should not."""
+
+    def __init__(self, local: Local, summary: Summary, compare: Compare, leave: Leave) -> None:
+        self._local = local
+        self._summary = summary
+        self._compare = compare
+        self._leave = leave
+        self._placed: Placement | None = None
+        self._look_s = 0.0
+        self._parts: dict[Part, None] = {}
+        self._safe_s: dict[Part, float] = {}  # since when an owner lacks nothing of it
+        self._busy: set[NodeId] = set()
+        self._rest_until_s: dict[NodeId, float] = {}
+        self._removing: dict[Part, bytes] = {}  # from which record key on
+        self.removed = 0
+
+    def handle_tick(self) -> None:
+        """Look, compare, remove."""
+        local = self._local
+        placement = local.placement
+        assert placement is not None
+        if placement is not self._placed or local.now_s >= self._look_s:
+            self._look(placement)
+        if self._parts and local.takes_writes:
+            self._maybe_compare(placement)
+        if self._removing and local.budget(1):
+            self._remove_slice(placement)
+
+    def _look(self, placement: Placement) -> None:
+        """Find parts with records here that we have no part in."""
+        local, summary = self._local, self._summary
+        self._placed, self._look_s = placement, local.now_s + LOOK_S
+        self._parts = {
+            (n, partition): None
+            for n, tree in sorted(summary.trees.items())
+            for partition in range(placement.ring.q)
+            if not tree.is_empty(partition) and local.node not in placement.slots(partition, n).writers
+        }
+        for known in (self._safe_s, self._removing):
+            for part in [part for part in known if part not in self._parts]:
+                del known[part]
+        busy = self._parts or summary.unready or local.hints.totals
+        if local.node in placement.leaving and not busy and self._gave_all(placement):
+            self._leave()
+
+    def _gave_all(self, placement: Placement) -> bool:
+        """Whether no slot is ours any more. (What we hold, but nobody is to gain, is none: the cluster is smaller than n now.)"""
+        me, q = self._local.node, placement.ring.q
+        return not any(
+            me in placement.slots(partition, n).writers for n in self._summary.trees for partition in range(q)
+        )
+
+    # --- making sure ---
+
+    def _maybe_compare(self, placement: Placement) -> None:
+        local = self._local
+        by_owner: dict[NodeId, list[Part]] = {}
+        for part in self._parts:
+            if part in self._removing or not self._summary.ready(part[1]):
+                continue
+            if local.now_s < self._safe_s.get(part, float("-inf")) + local.config.give_grace_s:
+                continue
+            owners = [owner for owner in placement.slots(part[1], part[0]).owners if owner in local.reachable]
+            if owners:
+                by_owner.setdefault(owners[0], []).append(part)
+        for owner, parts in by_owner.items():
+            if owner not in self._busy and local.now_s >= self._rest_until_s.get(owner, 0.0):
+                self._begin(owner, parts[:PARTS_MAX])
+
+    def _begin(self, owner: NodeId, parts: list[Part]) -> None:
+        def ended(session: Compared) -> None:
+            self._busy.discard(owner)
+            self._note(parts, session)
+            if session.left:
+                self._rest_until_s[owner] = self._local.now_s + REST_S
+
+        if self._compare(owner, parts, Purpose.GIVEN, ended):
+            self._busy.add(owner)
+
+    def _note(self, parts: list[Part], session: Compared) -> None:
+        local = self._local
+        assert local.ring is not None
+        safe: list[Part] = []
+        for part in parts:
+            if part in session.lacked:
+                self._safe_s.pop(part, None)
+                self._removing.pop(part, None)
+            elif part in session.left:
+                continue  # it says nothing
+            elif local.now_s < self._safe_s.setdefault(part, local.now_s) + local.config.give_grace_s:
+                continue  # the first time
+            elif part in self._parts:
+                safe.append(part)
+        if safe:
+            local.start_stint("given_away")
+            self._removing.update({part: local.ring.bounds(part[1])[0] for part in safe})
+
+    # --- removing ---
+
+    def _remove_slice(self, placement: Placement) -> None:
+        local, part = self._local, next(iter(self._removing))
+        n, partition = part
+        if local.node in placement.slots(partition, n).writers:
+            del self._removing[part]
+            return
+        start, (_, end) = self._removing[part], placement.ring.bounds(partition)
+        try:
+            rows = local.store.scan(Space.RECORDS, start, end, limit=REMOVE_ROWS)
+        except CorruptData:
+            rows = []  # the scrub finds it
+        for record_key, sealed in rows:
+            if local.props(split_record_key(record_key)[0]).n == n:
+                self._remove(record_key, sealed)
+        if len(rows) == REMOVE_ROWS:
+            self._removing[part] = rows[-1][0] + b"\x00"
+        else:
+            del self._removing[part]
+            self._safe_s.pop(part, None)
+            self._parts.pop(part, None)
+
+    def _remove(self, record_key: bytes, sealed: bytes) -> None:
+        try:
+            old = versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
+        except CorruptData:
+            return
+        self._local.remove_record(record_key, old, sealed)
+        self._local.count("records_given_away")
+        self.removed += 1
+
+    # --- for people ---
+
+    def status(self) -> int:
+        """How many parts are left over."""
+        return len(self._parts)
