@@ -37,13 +37,7 @@ REGRESSIONS = [
         "refusal of another node is relayed as 'unknown'.",
     ),
     Regression(
-        "memory-outlives-record", 16, 30.0,
-        "A put was stamped by a coordinator that then reached too few replicas, and lost its own record to bit rot. The retry "
-        "was recognised by its request id, the record, empty now, was replicated, W replicas acknowledged it, and so did we: the "
-        "write was on no disk at all. Now a remembered stamp counts only if the record still accounts for it.",
-    ),
-    Regression(
-        "shortfall-relayed", 6, 30.0,
+        "shortfall-relayed", 39, 30.0,
         "A node between two halves handed a put to an owner, which did not reach W nodes, and relayed its failure, though it "
         "reached W nodes itself: promise P3 was broken. Now it tries the other owners, and then coordinates the put itself.",
     ),

@@ -31,8 +31,8 @@ from cartwheel.core.storage import Engine
 from cartwheel.runtime.engines import ENGINES, open_engine
 
 FORMAT = 2
-"""Of the directory's layout. A program refuses any other: 1 is of a development build that cut the rings of new clusters otherwise, so
-that the records would be looked for elsewhere."""
+"""Of the directory's layout. A program refuses any other: 1 is of a development build that cut the rings of new clusters
+otherwise, so that the records would be looked for elsewhere."""
 
 IDENTITY_FILE, LOCK_FILE, ENGINE_FOLDER = "CARTWHEEL", "lock", "engine"
 _TEMPORARY = IDENTITY_FILE + ".tmp"
@@ -200,8 +200,8 @@ def _read_identity(path: Path) -> Identity | None:
             )
         if format_ < FORMAT:
             raise ConfigError(
-                f"data directory {path} has format {format_}, of a development build whose rings were cut otherwise: copy what you "
-                "need with that build, and start with an empty directory"
+                f"data directory {path} has format {format_}, of a development build whose rings were cut otherwise: copy what "
+                "you need with that build, and start with an empty directory"
             )
         return msgspec.json.decode(text, type=Identity)
     except msgspec.DecodeError as error:

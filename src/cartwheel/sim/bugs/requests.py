@@ -282,28 +282,6 @@ def retry_from_memory() -> list[Patch]:
     return [(puts.Puts, "_stamp", stamp)]
 
 
-@bug(
-    "C9",
-    trap=(
-        18,
-        32,
-    ),
-    profile="one disk lost",
-    keys=1,
-    processes=20,
-    weather=_AWFUL,
-)
-def memory_outlives_record() -> list[Patch]:
-    """Ours: a coordinator that stamped a put, but found too few replicas, then loses its record to bit rot. The retry is
-    recognised by its id, and the *empty* record is replicated and acknowledged: the write is on no disk at all."""
-
-    def earlier_try(self: puts.Puts, at: bytes, put: PutRequest, record: Record) -> tuple[Dot, Clock] | None:
-        version = versions.by_request(record, put.request_id)
-        return self._minted.get((at, put.request_id)) if version is None else (version.dot, put.context or {})
-
-    return [(puts.Puts, "_earlier_try", earlier_try)]
-
-
 @bug("C9", trap=(12,), profile="network", keys=1, processes=40, ops_per_s=200.0)
 def shared_message_keeps_first() -> list[Patch]:
     """Writes of one key in one turn share a message, but it carries the first one's record: the later ones are acknowledged by
@@ -414,8 +392,8 @@ def refusal_relayed() -> list[Patch]:
     return [(forwards.Forwarding, "answer", answer)]
 
 
-@bug("C8", trap=(29,), profile="network", nodes=("n1", "n2", "n3", "n4"), n=3, r=1, w=3, mix=((Kind.FLAP, 60.0),), processes=40,
-     ops_per_s=100.0, weather=Weather(0.001, 0.005), clock_offset_ms=(0,) * 4, clock_drift=(0.0,) * 4)  # fmt: skip
+@bug("C8", trap=(29,), profile="network", nodes=("n1", "n2", "n3", "n4", "n5"), n=3, r=1, w=3, mix=((Kind.FLAP, 60.0),),
+     processes=40, ops_per_s=100.0, weather=Weather(0.001, 0.005), clock_offset_ms=(0,) * 5, clock_drift=(0.0,) * 5)  # fmt: skip
 def shortfall_relayed() -> list[Patch]:
     """Ours: the owner that was asked to coordinate does not reach W nodes, and its failure is relayed, though the node that asked
     it stands between two halves and reaches them itself (seed 1003459)."""
