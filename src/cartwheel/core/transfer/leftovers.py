@@ -35,7 +35,9 @@ REST_S = 1.0
 """After a comparison that did not end well."""
 PARTS_MAX = 64
 REMOVE_ROWS = 200
-"""Records removed in one step."""
+"""Records removed in one tick."""
+LOOK_ROWS = 10
+"""To look at a part that is nearly empty costs about as much as to remove so many."""
 
 Leave = Callable[[], None]
 """``Membership.leave``."""
@@ -67,8 +69,9 @@ class Leftovers:
             self._look(placement)
         if self._parts and local.takes_writes:
             self._maybe_compare(placement)
-        if self._removing and local.budget(1):
-            self._remove_slice(placement)
+        rows = REMOVE_ROWS
+        while self._removing and rows > 0 and local.budget(1):
+            rows -= self._remove_slice(placement)
 
     def _look(self, placement: Placement) -> None:
         """Find parts with records here that we have no part in."""
@@ -141,12 +144,13 @@ class Leftovers:
 
     # --- removing ---
 
-    def _remove_slice(self, placement: Placement) -> None:
+    def _remove_slice(self, placement: Placement) -> int:
+        """Remove some records of a part. Returns what that cost: rows, and some for looking."""
         local, part = self._local, next(iter(self._removing))
         n, partition = part
         if local.node in placement.slots(partition, n).writers:
             del self._removing[part]
-            return
+            return LOOK_ROWS
         start, (_, end) = self._removing[part], placement.ring.bounds(partition)
         try:
             rows = local.store.scan(Space.RECORDS, start, end, limit=REMOVE_ROWS)
@@ -161,6 +165,7 @@ class Leftovers:
             del self._removing[part]
             self._safe_s.pop(part, None)
             self._parts.pop(part, None)
+        return len(rows) + LOOK_ROWS
 
     def _remove(self, record_key: bytes, sealed: bytes) -> None:
         try:
