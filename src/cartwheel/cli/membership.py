@@ -43,6 +43,13 @@ def _call(node: str, timeout_s: float, *words: str) -> str:
     return common.text_of(reply)
 
 
+def _show(text: str, as_json: bool) -> None:
+    if as_json:
+        common.print_json({"result": text})
+    else:
+        click.echo(text)
+
+
 def _stage(node: str, timeout_s: float, as_json: bool, *words: str) -> None:
     text = _call(node, timeout_s, *words)
     if as_json:
@@ -67,10 +74,7 @@ def join(seed: str, as_json: bool, node: str, timeout_s: float) -> None:
     A new node does the same with 'cartwheel start --join HOST:PORT'. Both need the cluster's secret.
     """
     text = _call(node, timeout_s, "JOIN", seed)
-    if as_json:
-        common.print_json({"result": text})
-    else:
-        click.echo(text)
+    _show(text, as_json)
 
 
 @cluster.command()
@@ -130,10 +134,7 @@ def double(as_json: bool, node: str, timeout_s: float) -> None:
 def abandon(as_json: bool, node: str, timeout_s: float) -> None:
     """Drop what is staged."""
     text = _call(node, timeout_s, "ABANDON")
-    if as_json:
-        common.print_json({"result": text})
-    else:
-        click.echo(text)
+    _show(text, as_json)
 
 
 @cluster.command()

@@ -8,6 +8,7 @@ that was asked is down, or does not know of what was staged yet.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,16 +82,14 @@ class Acts:
         else:
             self._stage(act, 0)
 
-    def _ask(self, act: Act, event: Event, done: object, tries: int) -> None:
-        """Ask the first node that runs."""
+    def _ask(self, act: Act, event: Event, done: Callable[[Result | None], None]) -> None:
+        """Ask the first node that runs. ``done`` is told the result; None: it failed."""
         world = self.world
         node = next((name for name in act.asked if world.hosts[name].running), act.asked[0])
 
         def told(status: Status, result: Result | None) -> None:
-            failed = result is None or isinstance(result, Failure)
-            done(failed, result)  # type: ignore[operator]
+            done(None if isinstance(result, Failure) else result)
 
-        del tries
         world.call(node, event, told, timeout_s=ACT_TIMEOUT_S)
 
     def _stage(self, act: Act, tries: int) -> None:
@@ -99,23 +98,22 @@ class Acts:
             node, other = act.other, act.node
         event = ClientStage(None, act.kind, node, other, act.weight, zone="z2" if act.kind is ActKind.RELOCATE else "")
 
-        def done(failed: bool, result: Result | None) -> None:
-            del result
-            if not failed:
+        def done(result: Result | None) -> None:
+            if result is not None:
                 self.world.marks["act.staged"] += 1
                 self.world.later(0.2, self._commit, act, 0)
             elif tries < TRIES_MAX and not self.world.healed:
                 self.world.later(TRY_S, self._stage, act, tries + 1)
 
-        self._ask(act, event, done, tries)
+        self._ask(act, event, done)
 
     def _commit(self, act: Act, tries: int) -> None:
-        def done(failed: bool, result: Result | None) -> None:
-            if not failed:
+        def done(result: Result | None) -> None:
+            if result is not None:
                 assert isinstance(result, Administered)
                 self.world.marks["act.committed"] += 1
                 self.committed.update(result.changes)
             elif tries < TRIES_MAX and not self.world.healed:
                 self.world.later(TRY_S, self._commit, act, tries + 1)
 
-        self._ask(act, ClientCommit(None, "", force=True), done, tries)
+        self._ask(act, ClientCommit(None, "", force=True), done)

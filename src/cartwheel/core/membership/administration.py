@@ -192,10 +192,7 @@ class Administration:
         if why:
             local.reply(event.client, Failure(Code.INVALID, why))
             return
-        staged = self._membership.folded.staged
-        self._membership.add(ChangeKind.COMMIT, changes=tuple(change.id for change in staged))
-        texts = "; ".join(describe(change) for change in staged)
-        local.reply(event.client, Administered(f"committed: {texts}", [c.id for c in staged]), Durability.SYNC)
+        self._end(event.client, ChangeKind.COMMIT, "committed")
 
     def _why_not(self, event: ClientCommit) -> str:
         if not self._membership.folded.staged:
@@ -217,13 +214,18 @@ class Administration:
     def abandon(self, event: ClientAbandon) -> None:
         """Drop what is staged."""
         local = self._local
-        staged = self._membership.folded.staged
-        if not staged:
+        if not self._membership.folded.staged:
             local.reply(event.client, Failure(Code.INVALID, "nothing is staged"))
             return
-        self._membership.add(ChangeKind.ABANDON, changes=tuple(change.id for change in staged))
+        self._end(event.client, ChangeKind.ABANDON, "abandoned")
+
+    def _end(self, client: object, kind: ChangeKind, verb: str) -> None:
+        """Add the record that ends all that is staged, and tell."""
+        staged = self._membership.folded.staged
+        ids = [change.id for change in staged]
+        self._membership.add(kind, changes=tuple(ids))
         texts = "; ".join(describe(change) for change in staged)
-        local.reply(event.client, Administered(f"abandoned: {texts}", [c.id for c in staged]), Durability.SYNC)
+        self._local.reply(client, Administered(f"{verb}: {texts}", ids), Durability.SYNC)
 
 
 def describe(change: Change) -> str:
