@@ -40,6 +40,7 @@ from cartwheel.core.messages import (
 )
 from cartwheel.core.ring import Member
 from cartwheel.core.storage import Space, record_key
+from cartwheel.core.types import Durability
 
 MANY = [b"%d" % i for i in range(600)]
 
@@ -303,6 +304,21 @@ def test_what_is_only_left_over_is_pushed_before_it_is_removed():
     settle(wire)
     assert wire.sealed(giver, key) is None
     assert b"only here" in [version.value for version in wire.get("a", key).record.versions]
+
+
+def test_a_corrupt_record_that_is_left_over_goes_with_the_others():
+    """It is in no hash tree (seed 5000080): so the tree of a partition with nothing else says that it is empty."""
+    wire = filled("abc", give_grace_s=10.0)
+    key, giver = leftover(wire)
+    for other in KEYS:
+        if other != key and slots(wire, other) == slots(wire, key):
+            wire.stores[giver].stage(Space.RECORDS, record_key("0", other), None, Durability.OS)
+    wire.damage(giver, key)
+    wire.nodes[giver].local.read_record(record_key("0", key))
+    settle(wire, 120.0)
+    pass_s(wire, 20.0)
+    assert wire.sealed(giver, key) is None
+    assert wire.nodes[giver].status().transfer.leftovers == 0
 
 
 def test_what_an_owner_lacks_is_not_removed():

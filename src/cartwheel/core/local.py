@@ -354,8 +354,8 @@ class Local:
         if len(found) != 1 or found[0].value is None or found[0].expires_at_ms:
             self.on_mortal(record_key, new)
 
-    def remove_record(self, record_key: bytes, old: Record, was: bytes) -> None:
-        """Stage the removal of a record (``was``, sealed) that is dead everywhere: nothing is left of it here."""
+    def remove_record(self, record_key: bytes, old: Record, was: bytes | None) -> None:
+        """Stage the removal of a record (``was``, sealed; None: it is corrupt): nothing is left of it here."""
         self.store.stage(Space.RECORDS, record_key, None, Durability.OS)
         self.hot.drop(record_key)
         self.writes += 1

@@ -344,6 +344,7 @@ class Node:
     def _note_corrupt(self, record_key: bytes) -> None:
         self._summary.note_corrupt(record_key)
         self._antientropy.fetches.note(record_key)
+        self._transfer.leftovers.note_corrupt(record_key)
 
     def _judge_peers(self) -> None:
         """Let the detector judge, and the coordinator know who fell silent."""

@@ -10,6 +10,8 @@ Comparing merges both ways, so what is here alone, or newer, is at an owner befo
 same, but under load they never are for long. The second comparison, a grace later, shows that the owner has it on its disk: a
 group commit takes milliseconds. The new stint: with the records this node forgets dots of its own (versions, invariant A).
 
+A corrupt record is in no tree (``summary``), so of a partition that is not ours it is noted by its key; it goes with the others.
+
 A node that has left the ring and has nothing left over says so (``Membership.leave``): only then it is gone for the others.
 
 Invariant: records are removed only if an owner lacked nothing of the partition twice, a grace apart.
@@ -24,7 +26,7 @@ from cartwheel.core.errors import CorruptData
 from cartwheel.core.local import Local
 from cartwheel.core.messages import Purpose
 from cartwheel.core.placement import Placement
-from cartwheel.core.storage import CHECKSUM_BYTES, Space, split_record_key
+from cartwheel.core.storage import Space, split_record_key
 from cartwheel.core.summary import Summary
 from cartwheel.core.transfer.gains import Compare, Compared, Part
 from cartwheel.core.types import NodeId
@@ -36,6 +38,8 @@ REST_S = 1.0
 PARTS_MAX = 64
 REMOVE_ROWS = 200
 """Records removed in one tick."""
+DAMAGED_MAX = 1000
+"""Corrupt records noted: more are found again by the next scrub."""
 LOOK_ROWS = 10
 """To look at a part that is nearly empty costs about as much as to remove so many."""
 
@@ -58,6 +62,7 @@ class Leftovers:
         self._busy: set[NodeId] = set()
         self._rest_until_s: dict[NodeId, float] = {}
         self._removing: dict[Part, bytes] = {}  # from which record key on
+        self._damaged: dict[bytes, None] = {}  # keys of corrupt records that may be among the leftovers
         self.removed = 0
 
     def handle_tick(self) -> None:
@@ -73,9 +78,17 @@ class Leftovers:
         while self._removing and rows > 0 and local.budget(1):
             rows -= self._remove_slice(placement)
 
+    def note_corrupt(self, record_key: bytes) -> None:
+        """This record turned out corrupt."""
+        if len(self._damaged) < DAMAGED_MAX:
+            self._damaged[record_key] = None
+            self._look_s = self._local.now_s
+
     def _look(self, placement: Placement) -> None:
         """Find parts with records here that we have no part in."""
         local, summary = self._local, self._summary
+        for record_key in [key for key in self._damaged if local.is_writer(local.node, key)]:
+            del self._damaged[record_key]  # fetched, or found missing by a comparison
         self._placed, self._look_s = placement, local.now_s + LOOK_S
         self._parts = {
             (n, partition): None
@@ -83,6 +96,9 @@ class Leftovers:
             for partition in range(placement.ring.q)
             if not tree.is_empty(partition) and local.node not in placement.slots(partition, n).writers
         }
+        for record_key in self._damaged:
+            n = local.props(split_record_key(record_key)[0]).n
+            self._parts[n, placement.ring.partition_of(record_key)] = None
         for known in (self._safe_s, self._removing):
             for part in [part for part in known if part not in self._parts]:
                 del known[part]
@@ -168,12 +184,14 @@ class Leftovers:
         return len(rows) + LOOK_ROWS
 
     def _remove(self, record_key: bytes, sealed: bytes) -> None:
-        try:
-            old = versions.decode(memoryview(sealed)[CHECKSUM_BYTES:])
-        except CorruptData:
-            return
-        self._local.remove_record(record_key, old, sealed)
-        self._local.count("records_given_away")
+        local = self._local
+        entry = local.opened(record_key, sealed)
+        if entry is None:
+            local.remove_record(record_key, versions.EMPTY, None)
+        else:
+            local.remove_record(record_key, entry[1], entry[0])
+        self._damaged.pop(record_key, None)
+        local.count("records_given_away")
         self.removed += 1
 
     # --- for people ---
