@@ -25,9 +25,9 @@ FLOOR, CEILING = 200, 1000
 class Clocked:
     """An admission control whose time a test moves on, tick by tick."""
 
-    def __init__(self, **config):
+    def __init__(self, *, ceiling=CEILING, **config):
         self.local = Local(
-            Config(node="a", cluster="test", secret=b"s", **config),
+            Config(node="a", cluster="test", secret=b"s", background_records_per_s_max=ceiling, **config),
             Store(MemoryEngine()),
             HybridClock(last=0, skew_ms_max=500),
             stint="s1",
@@ -66,6 +66,24 @@ def test_an_idle_node_gives_background_work_all_there_is():
     assert clocked.per_s == CEILING
     assert clocked.seconds(10) / 10 == pytest.approx(CEILING, rel=0.05)
     assert clocked.per_s == CEILING
+
+
+def test_the_ceiling_follows_what_the_node_serves():
+    """All of it for nobody, half for 25 requests or messages a second, and not below 1,000 whatever the load; a node that was
+    idle makes room within a second, and believes in a few seconds that it is idle again."""
+    clocked = Clocked(ceiling=50_000)
+    clocked.seconds(10)
+    assert clocked.per_s == 50_000
+    clocked.seconds(10, read_s=0.002, reads_per_tick=1)  # 20 a second
+    assert clocked.per_s == pytest.approx(50_000 / (1 + 20 / 25), rel=0.02)
+    for _ in range(10 * TICKS_PER_S):  # and what other nodes coordinate
+        clocked.local.served += 4
+        clocked.seconds(TICK_S, read_s=0.002, reads_per_tick=1)
+    assert clocked.per_s == pytest.approx(50_000 / (1 + 100 / 25), rel=0.02)
+    clocked.seconds(1, read_s=0.002, reads_per_tick=100)
+    assert clocked.per_s == 1000
+    clocked.seconds(20)
+    assert clocked.per_s == pytest.approx(50_000, rel=0.01)
 
 
 def test_slow_reads_halve_the_budget_down_to_the_floor_but_never_to_nothing():
@@ -149,7 +167,7 @@ def test_every_sixteenth_second_is_free_of_background_work_if_there_are_reads():
 
 def test_a_slice_larger_than_the_budget_is_granted_and_paid_for_later():
     """At 20 a second, a slice of 500 records is done at once, and the next one 25 s later."""
-    clocked = Clocked(background_records_per_s_min=20, background_records_per_s_max=20)
+    clocked = Clocked(background_records_per_s_min=20, ceiling=20)
     assert clocked.local.budget(500)
     clocked.seconds(23, background=False)
     assert not clocked.local.budget(1)

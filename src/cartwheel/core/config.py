@@ -152,9 +152,8 @@ class Config(msgspec.Struct, frozen=True):
     background_records_per_s_min: int = 200
     """What background work always gets, some 2 % of a processor: with less, replicas would not become identical in any time worth
     the name under lasting load."""
-    background_records_per_s_max: int = 1_000
-    """What it gets on a node that has little else to do. Measured, three nodes on two cores with 1,000 requests a second: while a
-    lost disk of 300,000 keys was refilled the 99th percentile stayed at 14 ms; with 4,000 it went to 120 ms."""
+    background_records_per_s_max: int = 50_000
+    """What it gets on a node that serves nobody: about what one core can take in. Under load ``admission`` gives less."""
     disk_used_max: float = 0.90
     """A node whose disk is so full takes only deletes: what is left is for tombstones, hints on their way, and compaction."""
     address: str = ""

@@ -80,6 +80,7 @@ class Local:
             bytes_max=config.hint_bytes_max,
         )
         self.writes = 0  # of records, in this life
+        self.served = 0  # messages of coordinators' reads and writes, in this life
         self._corrupt: set[bytes] = set()  # records found corrupt and not rewritten since
         self._next_id = boot << 32
         self.ring: Ring | None = None
@@ -369,16 +370,20 @@ class Local:
             self.on_corrupt(record_key)
             return None
 
-    def absorb(self, record_key: bytes, sealed: bytes, durability: Durability) -> None:
+    def absorb(self, record_key: bytes, sealed: bytes, durability: Durability, ours: Record | None = None) -> None:
         """Merge a record from another node into ours and stage the result, even if it is what we had: whoever asks for
         an ack at ``durability`` may ask for more than the earlier write did.
+
+        Args:
+            ours: what ``read_record`` has just given, if that was asked.
 
         Raises:
             CorruptData: what came fails its checksum or does not parse. Nothing is changed.
         """
         split_record_key(record_key)
         theirs = versions.decode(unseal(record_key, sealed))
-        ours = self.read_record(record_key)
+        if ours is None:
+            ours = self.read_record(record_key)
         self.notice_amnesia(ours, theirs.clock, theirs.cloud)
         merged = self.settle(record_key, versions.merge(ours, theirs))
         if merged is theirs:

@@ -45,6 +45,7 @@ class Replica:
         """Merge, into our own record or the hint for whom we stand in for, and, once durable, acknowledge (``acknowledge`` after
         the batch)."""
         local = self._local
+        local.served += 1
         try:
             self._observe(message)
             durability = Durability(message.durability)
@@ -83,6 +84,7 @@ class Replica:
     def handle_read(self, src: NodeId, message: ReplicaRead) -> None:
         """Tell what we hold, hints for others included (section 4.6)."""
         local = self._local
+        local.served += 1
         try:
             if not self._agrees(message.record_key, message.tag):
                 local.count("views_differ")

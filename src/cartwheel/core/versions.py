@@ -134,6 +134,8 @@ def merge(ours: Record, theirs: Record) -> Record:
 
     Returns ``ours`` or ``theirs`` itself where that is the result, so that callers can see by identity that nothing changed.
     """
+    if ours is EMPTY and not theirs.cloud:
+        return theirs
     our_versions, their_versions = ours.versions, theirs.versions
     our_clock, their_clock = ours.clock, theirs.clock
     if len(our_versions) == len(their_versions) == 1 and descends(their_clock, our_clock):

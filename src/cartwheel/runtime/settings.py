@@ -132,8 +132,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     admission_p99_s: float = 0.05
     """Background work (hints, anti-entropy, transfers) makes way while the 99th percentile of the reads of the last 60 s is above
     this, in seconds; and a node lets in fewer requests while they wait longer than this."""
-    background_records_per_s_max: int = 1000
-    """How many records a second background work may handle on a node that has little else to do."""
+    background_records_per_s_max: int = 50_000
+    """How many records a second background work may handle on a node that serves nobody; under load it gets less."""
     give_grace_s: float = 60.0
     """How long a node keeps what it has handed over, in seconds, after the new owners have all of it."""
     log_level: LogLevel = "info"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from cartwheel.core import merkle
+from cartwheel.core import merkle, versions
 from cartwheel.core.antientropy.books import Damage
 from cartwheel.core.clock import wall_ms_of
 from cartwheel.core.errors import CorruptData
+from cartwheel.core.hot import Entry
 from cartwheel.core.local import Local
 from cartwheel.core.merkle import HASH_BYTES, LEAVES, HashTree
 from cartwheel.core.storage import POSITION_BYTES, Space, split_record_key
@@ -131,13 +132,13 @@ class Rows:
         """
         local = self._local
         try:
-            before = self.sealed(record_key)
+            before, ours = self._entry(record_key) or (None, versions.EMPTY)
             if before is None and not local.is_writer(local.node, record_key):
                 local.count("repairs_refused")
                 return None, False
             if before == sealed:
                 return sealed, False
-            local.absorb(record_key, sealed, Durability.OS)
+            local.absorb(record_key, sealed, Durability.OS, ours)
         except CorruptData:
             local.count("repairs_refused")
             return None, False
@@ -146,11 +147,14 @@ class Rows:
 
     def sealed(self, record_key: bytes) -> bytes | None:
         """What lies here now, verified; None: nothing good."""
+        entry = self._entry(record_key)
+        return None if entry is None else entry[0]
+
+    def _entry(self, record_key: bytes) -> Entry | None:
         try:
-            entry = self._local.read_entry(record_key)
+            return self._local.read_entry(record_key)
         except CorruptData:
             return None
-        return None if entry is None else entry[0]
 
     def compared(self, partition: int, leaves: int) -> int:
         """These leaves without those that are damaged here."""

@@ -14,6 +14,8 @@ that it sends to itself, held.
 """
 
 from cartwheel.core.messages.driver import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     TICK_S,
     Administered,
     AdmissionStatus,
@@ -171,6 +173,8 @@ __all__ = [
     "Page",
     "PeerDown",
     "PeerUp",
+    "PROTOCOL_MAX",
+    "PROTOCOL_MIN",
     "PlanTold",
     "Probe",
     "Probed",

@@ -11,6 +11,11 @@ from cartwheel.core.ring.plan import Plan
 from cartwheel.core.types import Durability, NodeId
 from cartwheel.core.versions import Record
 
+PROTOCOL_MIN = 2
+"""2: membership changes while the cluster serves; the ring of a new cluster is cut otherwise than in 1."""
+PROTOCOL_MAX = 3
+"""3: there are messages that a peer of 2 does not know, and must not be sent: a frame with one ends the connection."""
+
 # --- events: what drivers hand to Node.handle -------------------------------------------------------------------------
 
 
@@ -26,9 +31,11 @@ class Received(_Event):
 
 
 class PeerUp(_Event):
-    """The transport can send to this peer."""
+    """The transport can send to this peer. It may come again without a PeerDown before: the link is another one."""
 
     node: NodeId
+    protocol: int = PROTOCOL_MAX
+    """The highest that both speak, until the next PeerUp of this node: send it nothing that came with a later one."""
 
 
 class PeerDown(_Event):
