@@ -175,3 +175,22 @@ def test_what_would_be_staged_by_nobody_is_planned_all_the_same(wire):
     """An empty plan: the ring as it is."""
     plan = wire.nodes["a"].plan()
     assert (plan.changes, plan.plan.moves, plan.silent) == ([], 0, [])
+
+
+def test_the_plan_warns_of_who_comes_or_goes_and_does_not_answer(wire):
+    """Nothing is lost by it, but the hand-over waits for them; a removal waits for nobody."""
+    wire.add("e")
+    wire.wait_staged("e", at="a")
+    wire.stage("a", "leave", "d")
+    assert not any("does not answer" in text for text in wire.nodes["a"].plan().warnings)
+    wire.crash("d")
+    wire.crash("e")
+    warnings = [text for text in wire.nodes["a"].plan().warnings if "does not answer" in text]
+    assert warnings == [
+        "d does not answer (connection lost): it leaves only when it is back and has handed over; if it never will, "
+        "remove it instead",
+        "e does not answer (connection lost): nothing moves to it until it does",
+    ]
+    wire.ask("a", ClientAbandon(0))
+    wire.stage("a", "remove", "d")
+    assert not any("does not answer" in text for text in wire.nodes["a"].plan().warnings)

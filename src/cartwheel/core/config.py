@@ -164,6 +164,8 @@ class Config(msgspec.Struct, frozen=True):
     """The physical machine, the zone and the weight that it asks to join with."""
     joins: bool = False
     """It asks whatever members it meets to let it join."""
+    view_bytes_whole: int = 4096
+    """A view of the ring up to this size is told whole where two differ: a digest of it would save less than it costs in time."""
     door: str = ""
     """``host:port`` where tools reach this node's Redis door; told to the peers, for ``status``. "": not known."""
     hint_bytes_max_per_node: int = 1 << 30

@@ -57,7 +57,9 @@ tenths of the time."""
 STALL_S = 1.0
 """A gap between two ticks after which our own loop is the suspect (Lifeguard's idea: doubt yourself first)."""
 HEALTH_S = 5.0
-"""Every peer hears of our health so often, in case that it missed a change."""
+"""Every peer hears of our health so often, in case that it missed a change;"""
+HEALTH_PEERS = 50
+"""with more peers than this less often: never more than ten such messages a second."""
 DISK_HYSTERESIS = 0.03
 """The disk must be emptier by so much than where writes ended before they begin again: compaction comes and goes."""
 
@@ -212,7 +214,7 @@ class Detector:
                     peer.reads.asked.clear()
                     peer.writes.asked.clear()
                 self._watch(node, peer)
-        if now_s - self._told_s >= HEALTH_S:
+        if now_s - self._told_s >= HEALTH_S * max(1.0, len(self._peers) / HEALTH_PEERS):
             self._tell_all()
 
     def _note(self, node: NodeId, peer: _Peer) -> None:

@@ -98,6 +98,7 @@ from cartwheel.core.messages import (
     TreeLeaves,
     TreeRoots,
     TurnEnd,
+    ViewDigest,
     ViewPush,
 )  # fmt: skip
 from cartwheel.core.reaper import Reaper
@@ -108,7 +109,7 @@ from cartwheel.core.summary import Summary
 from cartwheel.core.transfer import Transfer
 from cartwheel.core.types import Durability, NodeId, make_actor, node_of
 
-STRANGERS_MAY = frozenset({ViewPush, Gossip, JoinAsk, JoinTold})
+STRANGERS_MAY = frozenset({ViewPush, ViewDigest, Gossip, JoinAsk, JoinTold})
 """What is heard from nodes that are no members (trap: a removed node that goes on acknowledging)."""
 META_CLEAN = b"\x00clean-stop"
 """The clock's last reading, if the node stopped cleanly."""
@@ -188,6 +189,7 @@ class Node:
             CountAsk: self._coverage.handle_count_ask,
             Counts: self._coverage.handle_counts,
             ViewPush: self._membership.handle_push,
+            ViewDigest: self._membership.handle_digest,
             Gossip: self._membership.handle_gossip,
             JoinAsk: self._membership.handle_join_ask,
             JoinTold: self._membership.handle_join_told,
@@ -328,7 +330,7 @@ class Node:
         self._local.reachable.add(event.node)
         self._local.unreachable.pop(event.node, None)
         self._detector.handle_peer_up(event.node)
-        self._membership.handle_peer_up(event.node)
+        self._membership.handle_peer_up(event.node, event.protocol)
 
     def _peer_down(self, event: PeerDown) -> None:
         self._coordinator.puts.leave()

@@ -91,6 +91,8 @@ def replay_command(seed: int, options: Options) -> str:
         words.append(f"--nodes {options.nodes}")
     if options.profile:
         words.append(f"--profile {options.profile!r}")
+    if options.moves:
+        words.append("--moves")
     if options.bug:
         words.append(f"--bug {options.bug}")
     return " ".join(words)
@@ -177,6 +179,7 @@ def table(rows: list[dict[str, Any]], start: int) -> list[str]:
 @click.option("--seconds", type=click.FloatRange(1), default=120.0, help="Simulated seconds under faults, for each run.")
 @click.option("--nodes", type=click.IntRange(0, 15), default=0, help="How many nodes; 0: drawn, usually five.")
 @click.option("--profile", type=click.Choice(list(swarm.PROFILES)), help="The kind of run. Drawn if not given.")
+@click.option("--moves", is_flag=True, help="The ring changes in each run, and not only in some.")
 @click.option("--bug", type=click.Choice(sorted(bugs.BUGS)), help="Run with this planted bug.")
 @click.option("--bugs", "all_bugs", is_flag=True, help="Hunt every planted bug: each must be caught.")
 @click.option("--markdown", is_flag=True, help="With --bugs: print a table.")
@@ -186,7 +189,7 @@ def table(rows: list[dict[str, Any]], start: int) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output, and nothing else there.")
 @click.option("--progress/--no-progress", default=True, help="Show how it goes (only on a terminal).")
 def main(*, seed: int | None, count: int, start: int | None, seconds: float, nodes: int, profile: str | None,
-         bug: str | None, all_bugs: bool, markdown: bool, shorten: bool, jobs: int, trace: bool, as_json: bool,
+         moves: bool, bug: str | None, all_bugs: bool, markdown: bool, shorten: bool, jobs: int, trace: bool, as_json: bool,
          progress: bool) -> None:
     # fmt: on
     """Run whole clusters under faults in virtual time, and check every promise.
@@ -198,7 +201,7 @@ def main(*, seed: int | None, count: int, start: int | None, seconds: float, nod
       python -m cartwheel.sim --seed 83             that one again, with its plan and what went wrong
       python -m cartwheel.sim --bugs                the test of the tests
     """
-    options = Options(seconds, nodes, profile or "", bug or "", keep_trace=trace)
+    options = Options(seconds, nodes, profile or "", bug or "", keep_trace=trace, moves=moves)
     if all_bugs:
         begin = start if start is not None else 0
         if seconds == Options().seconds:

@@ -120,6 +120,10 @@ class Plan:
     """How long tombstones stay at least: short, so that a run sees them go."""
     scrub_s: float = 0.0
     """How long a pass of the scrub takes; 0: nothing is scrubbed."""
+    aged: tuple[NodeId, ...] = ()
+    """Nodes that run the build before, which speaks an earlier protocol, until they are upgraded: at some restart, or never."""
+    view_bytes_whole: int = 4096
+    """Larger views of the ring are told by digest."""
     joiners: tuple[NodeId, ...] = ()
     """Those of the nodes that are no founding members: they join in the course of the run, or never."""
     passing: tuple[NodeId, ...] = ()
@@ -166,7 +170,8 @@ class Plan:
             f"repeats {weather.duplication:.3f}, {'ordered' if weather.ordered else 'reordered'}",
             f"clocks: offsets {list(self.clock_offset_ms)} ms, drift {[round(d, 5) for d in self.clock_drift]}; "
             f"sync {self.sync_s * 1e3:.2f} ms, tick {self.tick_s:g} s, reaped after {self.reap_grace_s:g} s, "
-            f"scrubbed in {self.scrub_s:g} s, victim {self.victim or 'none'}",
+            f"scrubbed in {self.scrub_s:g} s, victim {self.victim or 'none'}, "
+            f"aged {' '.join(self.aged) or 'none'}, views whole to {self.view_bytes_whole} B",
             "mix: " + (", ".join(f"{kind} {rate:.1f}/min" for kind, rate in self.mix) or "nothing goes wrong"),
             f"{len(self.faults)} faults" + (f", {len(self.only)} steps of clients" if self.only is not None else ""),
             *map(str, self.acts),

@@ -21,6 +21,8 @@ from cartwheel.core.config import Config
 from cartwheel.core.errors import CorruptData, StorageFailed
 from cartwheel.core.hintstore import hint_key
 from cartwheel.core.messages import (
+    PROTOCOL_DIGESTS,
+    PROTOCOL_MAX,
     Batch,
     DiskSpace,
     Effect,
@@ -34,6 +36,7 @@ from cartwheel.core.messages import (
     Result,
     Tick,
     TurnEnd,
+    ViewDigest,
     encode_batch,
 )
 from cartwheel.core.node import Node
@@ -119,6 +122,7 @@ class Host:
         self.running = False
         self.paused_until = 0.0
         self.peers: tuple[NodeId, ...] = ()
+        self.protocol = PROTOCOL_MAX
         self.keeps_hints = False  # ever
         self.waiting: list[tuple[object, tuple[object, ...]]] = []  # what came during the pause
         self.calls: dict[int, Call] = {}  # of clients that wait for an answer
@@ -211,7 +215,9 @@ class Host:
         return self._perform(effects)
 
     def receive(self, src: NodeId, batch: Batch) -> None:
-        """A frame has arrived."""
+        """A frame has arrived. A build that does not know one of its messages would drop the connection, again and again."""
+        if self.protocol < PROTOCOL_DIGESTS:
+            assert not any(isinstance(message, ViewDigest) for message in batch.messages), "sent to an earlier protocol"
         self.handle(Received(src, batch))
 
     def tick(self) -> None:
@@ -222,9 +228,9 @@ class Host:
             self.handle(DiskSpace(self.disk.used))
             self.told_full = self.disk.used >= self.node.local.config.disk_used_max
 
-    def peer_up(self, node: NodeId) -> None:
+    def peer_up(self, node: NodeId, protocol: int) -> None:
         """The transport has a connection."""
-        self.handle(PeerUp(node))
+        self.handle(PeerUp(node, protocol))
 
     def peer_down(self, node: NodeId, reason: str) -> None:
         """The transport lost one."""

@@ -214,12 +214,15 @@ class Options:
     profile: str = ""
     bug: str = ""
     keep_trace: bool = False
+    moves: bool = False
 
     def draw(self, seed: int) -> Plan:
         """The plan of a seed. A planted bug that needs a special setting to show brings it along."""
         setting = bugs.BUGS[self.bug].setting if self.bug else {}
         profile = self.profile or (bugs.BUGS[self.bug].profile if self.bug else "")
-        return swarm.draw(seed, seconds=self.seconds, nodes=self.nodes, profile=profile, setting=setting)
+        return swarm.draw(
+            seed, seconds=self.seconds, nodes=self.nodes, profile=profile, moves=self.moves, setting=setting
+        )
 
 
 def run_seed(seed: int, options: Options) -> Report:

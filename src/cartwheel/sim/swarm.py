@@ -56,9 +56,16 @@ LOSES_DISK = frozenset({Kind.WIPE, Kind.FLIP})
 
 
 def draw(
-    seed: int, *, seconds: float = 120.0, nodes: int = 0, profile: str = "", setting: Mapping[str, Any] | None = None
+    seed: int,
+    *,
+    seconds: float = 120.0,
+    nodes: int = 0,
+    profile: str = "",
+    moves: bool = False,
+    setting: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Draw a plan. ``nodes`` 0: usually five; ``profile`` "": any. ``setting`` overrides fields of the plan."""
+    """Draw a plan. ``nodes`` 0: usually five; ``profile`` "": any; ``moves``: the ring changes in each run, and not only in some.
+    ``setting`` overrides fields of the plan."""
     dice = fork(seed, "plan")
     names = list(PROFILES)
     drawn_profile = dice.choices(names, [PROFILES[name].weight for name in names])[0]
@@ -89,7 +96,8 @@ def draw(
     )
     if plan.durability == "memory" and fork(seed, "one").random() < 0.6:
         plan = replace(plan, durability="one")
-    plan = replace(plan, **_draw_members(fork(seed, "members"), members, seconds))
+    plan = replace(plan, **_draw_members(fork(seed, "members"), members, seconds, moves=moves))
+    plan = replace(plan, **_draw_builds(fork(seed, "builds"), plan.nodes))
     members = plan.founders
     scrub_s = 60.0 if fork(seed, "scrub").random() < 0.15 else 0.0
     plan = replace(plan, mix=_draw_mix(fork(seed, "mix"), plan), scrub_s=scrub_s)
@@ -104,10 +112,16 @@ def draw(
     return plan.with_faults(_draw_faults(plan))
 
 
-def _draw_members(dice: random.Random, members: tuple[NodeId, ...], seconds: float) -> dict[str, Any]:
+def _draw_builds(dice: random.Random, nodes: tuple[NodeId, ...]) -> dict[str, Any]:
+    """In some runs a cluster is being upgraded; in some a small view counts as a large one."""
+    aged = tuple(sorted(dice.sample(nodes, dice.randint(1, len(nodes))))) if dice.random() < 0.25 else ()
+    return {"aged": aged, "view_bytes_whole": dice.choice((0, 0, 1000, 4096))}
+
+
+def _draw_members(dice: random.Random, members: tuple[NodeId, ...], seconds: float, *, moves: bool) -> dict[str, Any]:
     """In some runs the ring changes: who joins, who goes, and what administrators do. At least three members stay all the
     while."""
-    if dice.random() < 0.6:
+    if dice.random() < 0.6 and not moves:
         return {}
     joiners = tuple(f"n{len(members) + 1 + i}" for i in range(dice.choice((0, 1, 1, 2, 3))))
     passing = tuple(sorted(dice.sample(members, dice.randint(0, min(2, len(members) - 3)))))
@@ -133,6 +147,8 @@ def _draw_members(dice: random.Random, members: tuple[NodeId, ...], seconds: flo
             act(ActKind.RELOCATE, dice.choice(members))
     if dice.random() < 0.15:
         act(ActKind.DOUBLE, "")
+    if moves and not acts:
+        act(ActKind.REWEIGH, dice.choice(members), weight=2.0)
     acts.sort(key=lambda each: each.at)
     return {"nodes": (*members, *joiners), "joiners": joiners, "passing": passing, "acts": tuple(acts)}
 

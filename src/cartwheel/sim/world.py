@@ -21,7 +21,7 @@ import msgspec
 
 from cartwheel.core.clock import reading
 from cartwheel.core.config import BucketProps, Config
-from cartwheel.core.messages import Event, Failure, Result, Stored, decode_batch
+from cartwheel.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, Event, Failure, Result, Stored, decode_batch
 from cartwheel.core.ring import Change, ChangeKind, Folded, History, Member, Ring, fold
 from cartwheel.core.storage import Space
 from cartwheel.core.types import NodeId
@@ -41,6 +41,8 @@ DAY_S = 86_400.0
 GIVE_GRACE_S = 2.0
 QUARANTINE_S = 2 * MESSAGE_LIFETIME_S + 5.0
 """Longer than the longest request of a run and two lifetimes of a message, as ``Config.reap_quarantine_s`` demands."""
+UPGRADED = 0.7
+"""How often a node of the build before is upgraded when it is started again."""
 VIOLATIONS_MAX = 20
 """A run stops at so many: the first few tell the story."""
 RETAINED_MAX = 2000
@@ -78,6 +80,7 @@ class World:
         self._issued = 0
         self._ties = fork(plan.seed, "ties")
         self._dice = fork(plan.seed, "world")
+        self._dice_of_builds = fork(plan.seed, "upgrades")
         self._digest = hashlib.blake2b(digest_size=16)
         self._calls = 0
         self._past_counters: Counter[str] = Counter()  # of the core, from lives that have ended
@@ -98,6 +101,7 @@ class World:
         }
         for host in self.hosts.values():
             host.peers = plan.nodes
+            host.protocol = PROTOCOL_MIN if host.name in plan.aged else PROTOCOL_MAX
         self.reach = Reach()
         self.observer = Observer(self)
         self.troubles = Troubles(self)
@@ -145,6 +149,7 @@ class World:
             node=name, cluster="simulated", secret=b"not a secret", q=Q, reap_grace_s=plan.reap_grace_s,
             reap_quarantine_s=QUARANTINE_S, reap_pause_s=5.0, scrub_days=plan.scrub_s / DAY_S, give_grace_s=GIVE_GRACE_S,
             address=f"{name}:7702", host=f"host-{name}", joins=name in plan.joiners,
+            view_bytes_whole=plan.view_bytes_whole,
         )  # fmt: skip
 
     # --- members ---
@@ -183,6 +188,8 @@ class World:
         host = self.hosts[name]
         joins = name in self.plan.joiners
         if not (host.running or host.starting) and (not joins or name in self._entered):
+            if host.life and self._dice_of_builds.random() < UPGRADED:
+                host.protocol = PROTOCOL_MAX
             host.boot(self.config(name), History() if joins else self.history)
             self.later(0.0, self._start, name)
 
@@ -270,7 +277,7 @@ class World:
         if peer in host.node.local.reachable:
             host.peer_down(peer, "connected anew")
         if host.running:
-            host.peer_up(peer)
+            host.peer_up(peer, min(host.protocol, self.hosts[peer].protocol))
         if host.running:
             self.reach.told(name, peer, self.now)
 

@@ -2,7 +2,7 @@
 
     administrator ── stage, commit, abandon ──> a record in the history ─┐
     a hand-over   ── this node's holding ────────────────────────────────┴─> staged durably, placed, then told to everyone
-    every second  ── Gossip (the epoch alone) ──> a peer; epochs differ: ViewPush, both ways, until they do not
+    every second  ── Gossip (the epoch alone) ──> a peer; epochs differ: views are exchanged (``views``) until they do not
 
 The **history** is a grow-only set of change records, and a **holding** (``placement``) a register that one node writes: so nodes
 unite what they know, in any order, and come to one ring with no leader. The **epoch** is the digest of both; it travels with
@@ -29,13 +29,26 @@ import xxhash
 from cartwheel.core.config import BucketProps, bucket_props, lenient_bucket_props
 from cartwheel.core.errors import Code, ConfigError, CorruptData
 from cartwheel.core.local import DEFAULT_PROPS, Local
-from cartwheel.core.messages import BucketChanged, ClientBucketSet, Failure, Gossip, JoinAsk, JoinTold, ViewPush
+from cartwheel.core.membership.views import digest_of, has_more, lacking
+from cartwheel.core.messages import (
+    PROTOCOL_DIGESTS,
+    BucketChanged,
+    ClientBucketSet,
+    Failure,
+    Gossip,
+    JoinAsk,
+    JoinTold,
+    ViewDigest,
+    ViewPush,
+)
 from cartwheel.core.placement import Holding, Placement, bitmap, check_holding, partitions_of, recut
-from cartwheel.core.ring import Change, ChangeKind, Folded, History, Member, Ring, fold
+from cartwheel.core.ring import Change, ChangeKind, Folded, History, Member, Ring, fold, remember, snapshot
 from cartwheel.core.storage import Space
 from cartwheel.core.types import Durability, NodeId
 
 META_HISTORY = b"history"
+META_RING = b"ring"
+"""A snapshot: it saves the folding of a long history at the next start."""
 META_HOLDING = b"holding/"
 META_HOLDING_END = b"holding0"
 GOSSIP_S = 1.0
@@ -62,6 +75,10 @@ class Membership:
         self._holdings: dict[NodeId, Holding] = {}
         self._pushed: dict[NodeId, tuple[bytes, bytes, float]] = {}
         """Peer -> our epoch and its epoch when it was pushed to last, and when."""
+        self._answered: tuple[NodeId, float] = "", 0.0  # whose digest came last, and when
+        self.protocols: dict[NodeId, int] = {}
+        """What is spoken with each peer."""
+        self._size = 0  # about, of the view in bytes
         self._gossip_s = 0.0
         self._gossips = 0
         self._joins = local.config.joins
@@ -72,6 +89,10 @@ class Membership:
     def start(self, first: History) -> None:
         """Take the view from the disk; a new disk starts with the founding history ``first``."""
         store = self._local.store
+        try:
+            remember(store.get(Space.META, META_RING) or b"")
+        except CorruptData:
+            self._local.count("snapshots_unreadable")
         stored = store.get(Space.META, META_HISTORY)
         for key, data in store.scan(Space.META, META_HOLDING, META_HOLDING_END, limit=HOLDINGS_MAX):
             del key
@@ -105,13 +126,17 @@ class Membership:
             local.store.stage(Space.META, META_HISTORY, history.encode(), Durability.SYNC)
         if history is not self._history:
             self._history = history
+            made_by = self._folded.made_by
             self._folded = fold(local.config.q, history)
+            if keep and self._folded.made_by != made_by:
+                local.store.stage(Space.META, META_RING, snapshot(self._folded), Durability.OS)
             self._founding = fold(local.config.q, [change for change in history if change.founding]).ring
             self._begun = _begun(local.config.q, history)
         for holding in holdings:
             self._holdings[holding.node] = holding
             data = msgspec.msgpack.encode(holding)
             local.store.stage(Space.META, META_HOLDING + holding.node.encode(), data, Durability.SYNC)
+        self._size = len(self._history.encode()) + sum(map(_size, self._holdings.values()))
         self._place()
 
     def _place(self) -> None:
@@ -222,19 +247,39 @@ class Membership:
         """Its epoch came with the batch."""
 
     def handle_epoch(self, src: NodeId, epoch: bytes) -> None:
-        """``src`` has another view: show it ours."""
+        """``src`` has another view: show it ours, or what tells it apart."""
+        if self._answered == (src, self._local.now_s):
+            return  # its digest was in this batch
         mine, theirs, pushed_s = self._pushed.get(src, (b"", b"", float("-inf")))
         now_s = self._local.now_s
         if (mine, theirs) != (self._local.epoch, epoch) or now_s - pushed_s >= PUSH_INTERVAL_S:
             self._pushed[src] = self._local.epoch, epoch, now_s
-            self._push(src)
+            self._show(src)
 
-    def _push(self, dst: NodeId) -> None:
+    def _by_digest(self, peer: NodeId) -> bool:
+        """Whether to tell this peer only what it lacks."""
+        return self._size > self._local.config.view_bytes_whole and self.protocols.get(peer, 0) >= PROTOCOL_DIGESTS
+
+    def _show(self, dst: NodeId) -> None:
+        if self._by_digest(dst):
+            self._local.send(dst, digest_of(self._history, self._holdings), Durability.SYNC)
+            return
         holdings = [self._holdings[node] for node in sorted(self._holdings)]
         self._local.send(dst, ViewPush(self._history.encode(), holdings), Durability.SYNC)
 
+    def handle_digest(self, src: NodeId, message: ViewDigest) -> None:
+        """Tell what ``src`` lacks; then, if we lack anything, what we know."""
+        self._answered = src, self._local.now_s
+        push = lacking(self._history, self._holdings, message)
+        if push is not None:
+            self._local.send(src, push, Durability.SYNC)
+        if has_more(message, self._history, self._holdings):
+            self._local.send(src, digest_of(self._history, self._holdings), Durability.SYNC)
+
     def handle_push(self, src: NodeId, message: ViewPush) -> None:
-        """Unite; where the sender lacks something, push back. Repetition changes nothing."""
+        """Unite; where the sender lacks something, show it. Repetition changes nothing."""
+        if message.base not in (b"", self._local.epoch):
+            return  # the epoch of its batch has told that our views differ
         try:
             theirs = History.decode(message.history) if message.history else self._history
             holdings = [check_holding(holding) for holding in message.holdings]
@@ -248,7 +293,7 @@ class Membership:
             self._adopt(union, newer, keep=changed)
             self._local.count("histories_united")
             self._local.send(src, Gossip())
-        if message.history and (union.digest() != theirs.digest() or self._knows_more(holdings)):
+        if message.history and message.whole and (union.digest() != theirs.digest() or self._knows_more(holdings)):
             self.handle_epoch(src, b"")
 
     def _is_news(self, holding: Holding) -> bool:
@@ -259,10 +304,14 @@ class Membership:
         told = {holding.node: holding.version for holding in holdings}
         return any(told.get(node, -1) < holding.version for node, holding in self._holdings.items())
 
-    def handle_peer_up(self, node: NodeId) -> None:
+    def handle_peer_up(self, node: NodeId, protocol: int) -> None:
         """A peer is back: it may have missed changes, or know some."""
+        self.protocols[node] = protocol
         self._pushed.pop(node, None)
-        self._push(node)
+        if self._by_digest(node):
+            self._local.send(node, Gossip())  # most often it has the same view
+        else:
+            self._show(node)
 
     # --- nodes that want to join ---
 
@@ -363,9 +412,13 @@ class Membership:
         local = self._local
         at = max(local.mint(), self._latest() + 1)
         change = Change(id=f"{local.actor}:{at:x}", at=at, author=local.node, kind=kind, **fields)  # type: ignore[arg-type]
-        self._adopt(self._history.union(History([change])), [], keep=True)
+        base, alone = local.epoch, History([change])
+        self._adopt(self._history.union(alone), [], keep=True)
         for node in sorted(local.reachable):
-            self._push(node)
+            if self._by_digest(node):
+                local.send(node, ViewPush(alone.encode(), [], whole=False, base=base), Durability.SYNC)
+            else:
+                self._show(node)
         return change
 
     def set_bucket(self, event: ClientBucketSet) -> None:
@@ -386,6 +439,11 @@ class Membership:
     def _latest(self) -> int:
         """The time of the last change we know: ours comes after it, however far ahead its author's clock was."""
         return self._history.changes[-1].at if self._history.changes else 0
+
+
+def _size(holding: Holding) -> int:
+    """About how many bytes it takes to tell."""
+    return sum(map(len, holding.held.values())) + 32
 
 
 def _begun(q: int, history: History) -> dict[int, Ring]:

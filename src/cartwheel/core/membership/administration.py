@@ -143,6 +143,7 @@ class Administration:
             f"{node} does not answer ({local.why_unreachable(node)}): it hears of this when it is back"
             for node in silent
         ]
+        warnings += self._absent(after)
         held = sum(local.node in slots.owners for slots in self._slots(folded.ring))
         return PlanTold(
             digest=self._digest(),
@@ -176,6 +177,22 @@ class Administration:
         before = self._membership.folded.ring
         me, reachable = self._local.node, self._local.reachable
         return [node for node in before.members if node in after.members and node != me and node not in reachable]
+
+    def _absent(self, after: Ring) -> list[str]:
+        """Who is to come or to go, and does not answer: what is handed over waits for both sides."""
+        before, local = self._membership.folded.ring.members, self._local
+        leavers = {change.node for change in self._membership.folded.staged if change.kind is ChangeKind.LEAVE}
+        found = []
+        for node in sorted((after.members.keys() - before.keys()) | leavers):
+            if node == local.node or node in local.reachable:
+                continue
+            why = local.why_unreachable(node)
+            if node in leavers:
+                text = "it leaves only when it is back and has handed over; if it never will, remove it instead"
+            else:
+                text = "nothing moves to it until it does"
+            found.append(f"{node} does not answer ({why}): {text}")
+        return found
 
     def _digest(self) -> str:
         """Names what a commit would carry out, and on what."""

@@ -14,6 +14,7 @@ that it sends to itself, held.
 """
 
 from cartwheel.core.messages.driver import (
+    PROTOCOL_DIGESTS,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     TICK_S,
@@ -107,6 +108,7 @@ from cartwheel.core.messages.peers import (
     Stored,
     TreeLeaves,
     TreeRoots,
+    ViewDigest,
     ViewPush,
     decode_batch,
     encode_batch,
@@ -173,6 +175,7 @@ __all__ = [
     "Page",
     "PeerDown",
     "PeerUp",
+    "PROTOCOL_DIGESTS",
     "PROTOCOL_MAX",
     "PROTOCOL_MIN",
     "PlanTold",
@@ -204,6 +207,7 @@ __all__ = [
     "TreeLeaves",
     "TreeRoots",
     "TurnEnd",
+    "ViewDigest",
     "ViewPush",
     "decode_batch",
     "encode_batch",

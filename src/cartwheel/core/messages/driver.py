@@ -14,7 +14,9 @@ from cartwheel.core.versions import Record
 PROTOCOL_MIN = 2
 """2: membership changes while the cluster serves; the ring of a new cluster is cut otherwise than in 1."""
 PROTOCOL_MAX = 3
-"""3: there are messages that a peer of 2 does not know, and must not be sent: a frame with one ends the connection."""
+"""A peer is sent no message that came with a later protocol than its own: a frame with one ends the connection."""
+PROTOCOL_DIGESTS = 3
+"""3: ViewDigest."""
 
 # --- events: what drivers hand to Node.handle -------------------------------------------------------------------------
 

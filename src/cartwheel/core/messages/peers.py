@@ -171,12 +171,26 @@ class Counts(_Message, tag=12):
 
 
 class ViewPush(_Message, tag=13):
-    """Node to node, when placement epochs differ: all the changes that I know, and what each node holds. The receiver unites them
-    with its own and, where it knows more, pushes back. Repetition changes nothing; a lost one is sent again."""
+    """Node to node, when placement epochs differ: changes that I know, and what nodes hold. The receiver unites them with its
+    own. Repetition changes nothing; a lost one is sent again."""
 
     history: bytes
     """b"": only what nodes hold."""
     holdings: list[Holding] = []
+    whole: bool = True
+    """With a history: it is all that I know; where the receiver knows more, it answers. Else it is what it lacks."""
+    base: bytes = b""
+    """The epoch that this rests on: with another one the receiver drops it, and asks (ViewDigest). b"": with any."""
+
+
+class ViewDigest(_Message, tag=49):
+    """Node to node, when epochs differ and the view is a large one: what I know, in hashes. Answered by a ViewPush of what I
+    lack, and by a ViewDigest where the receiver lacks something. Since protocol 3."""
+
+    changes: bytes
+    """8 bytes for each change of the history: the hash of its record."""
+    versions: dict[NodeId, int]
+    """Of the holdings."""
 
 
 class Gossip(_Message, tag=44):
@@ -456,7 +470,7 @@ class Failure(_Message, tag="failure"):
 
 Message = (
     ReplicaWrite | ReplicaWrote | ReplicaRefused | ReplicaRead | ReplicaValue | ReplicaRepair | Forward | Forwarded
-    | ScanAsk | ScanPage | CountAsk | Counts | ViewPush | Gossip | JoinAsk | JoinTold | HandOver | HandedOver
+    | ScanAsk | ScanPage | CountAsk | Counts | ViewPush | ViewDigest | Gossip | JoinAsk | JoinTold | HandOver | HandedOver
     | Probe | Probed | Health | HintOffer | HintGrant | HintDeliver | HintTaken | HintsAsk | HintsTold
     | TreeRoots | TreeLeaves | LeafKeys | LeafDiff | LeafRows | Fetch | Fetched
     | ReapAsk | ReapReady | Reap | Disagree
