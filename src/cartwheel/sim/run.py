@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from cartwheel.core.failure import HEALTH_S
 from cartwheel.sim import bugs, causal, checkers, swarm
@@ -205,6 +206,9 @@ def set_of(bits: int) -> set[int]:
 # --- many runs ---------------------------------------------------------------------------------------------------------
 
 
+ONE_BUILD: dict[str, Any] = {"aged": (), "view_bytes_whole": 4096}
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What is the same for all runs of a batch."""
@@ -217,8 +221,9 @@ class Options:
     moves: bool = False
 
     def draw(self, seed: int) -> Plan:
-        """The plan of a seed. A planted bug that needs a special setting to show brings it along."""
-        setting = bugs.BUGS[self.bug].setting if self.bug else {}
+        """The plan of a seed. A planted bug is hunted in a cluster of one build; if it needs a special setting to show, it brings
+        that along."""
+        setting = {**ONE_BUILD, **bugs.BUGS[self.bug].setting} if self.bug else {}
         profile = self.profile or (bugs.BUGS[self.bug].profile if self.bug else "")
         return swarm.draw(
             seed, seconds=self.seconds, nodes=self.nodes, profile=profile, moves=self.moves, setting=setting
