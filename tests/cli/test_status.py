@@ -22,6 +22,7 @@ class Nodes:
         self.away: set[str] = set()
         self.doors = {name: f"{name}:7700" for name in NAMES}
         self.cluster = dict.fromkeys(NAMES, "shop")
+        self.builds: dict[str, dict[str, object]] = {}
         monkeypatch.setattr(common, "connect", self.connect)
         monkeypatch.setattr(common, "ask_json", self.ask)
 
@@ -41,7 +42,7 @@ class Nodes:
                 {
                     "node": other, "address": f"{other}:7702", "host": other, "zone": "", "weight": 1.0, "partitions": 341,
                     "reachable": state != "unreachable", "reason": reason, "state": state, "since_s": since_s,
-                    "door": self.doors[other],
+                    "door": self.doors[other], **self.builds.get(other, {}),
                 }
             )  # fmt: skip
         return {
@@ -129,3 +130,21 @@ def test_json_carries_all_views(nodes, capsys):
     assert answer["views"]["n1"]["n3"] == {"state": "up", "since_s": 7.0, "reason": ""}
     assert answer["views"]["n2"]["n3"]["state"] == "silent"
     assert answer["views"]["n3"] == {"error": {"reason": "cannot reach a node at n3:7700"}}
+
+
+@pytest.mark.parametrize(
+    ("builds", "said"),
+    [
+        ([("2.0", 3)] * 3, "versions: all 2.0 (protocol 3)"),
+        ([("2.0", 3), ("", 2), ("2.0", 3)], "versions: n1 n3 2.0 (protocol 3); n2 an older one (protocol 2)"),
+        ([("2.0", 3), ("1.9", 3), ("", 0)], "versions: n1 2.0 (protocol 3); n2 1.9 (protocol 3); n3 not known"),
+        ([], None),  # the node that is asked is of a build that does not tell
+    ],
+)
+def test_who_runs_which_version(nodes, capsys, builds, said):
+    """In the middle of a roll an operator sees how far it is."""
+    fields = ("version", "protocol")
+    nodes.builds = {name: dict(zip(fields, build, strict=True)) for name, build in zip(NAMES, builds, strict=False)}
+    assert run(["status", "--node", "n1:7700"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("versions:")]
+    assert lines == ([said] if said else [])

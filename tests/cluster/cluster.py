@@ -23,9 +23,17 @@ DEADLINE_S = 60.0
 """Generous: it only bounds how long a broken test hangs."""
 
 
-def environment() -> dict[str, str]:
-    """An environment without settings of the developer's own."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("CARTWHEEL_")}
+def environment(build: Path | None = None) -> dict[str, str]:
+    """An environment without settings of the developer's own.
+
+    Args:
+        build: a folder with another build of the package, which is imported in place of the one that the tests use.
+    """
+    found = {k: v for k, v in os.environ.items() if not k.startswith("CARTWHEEL_")}
+    if build is not None:
+        found["PYTHONPATH"] = os.pathsep.join([str(build), *filter(None, [found.get("PYTHONPATH")])])
+        found["PYTHONSAFEPATH"] = "1"  # the working directory would come first, and may hold a package of that name
+    return found
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -67,11 +75,14 @@ class Cluster:
         zones: Mapping[int, str] | None = None,
         engine: str = "rocksdb",
         program: Sequence[str] = ("-m", "cartwheel"),
+        build: Path | None = None,
         **settings: str,
     ) -> None:
         self.folder = folder
         self._program = program  # what Python is to run
         self.numbers = list(range(1, size + 1))
+        self.builds: dict[int, Path] = {} if build is None else dict.fromkeys(self.numbers, build)
+        """Nodes that are started from another build than that of the tests: the folder that it is in."""
         everyone = range(1, size + more + 1)
         ports = free_ports(2 * len(everyone))
         self.resp_port = dict(zip(everyone, ports[: len(everyone)], strict=True))
@@ -102,7 +113,11 @@ class Cluster:
         command = self._command({**self.flags(number), **flags})
         with self.log(number).open("ab") as log:
             self._processes[number] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(self.builds.get(number)),
             )
 
     def _command(self, flags: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Iterable
@@ -10,15 +11,18 @@ from types import TracebackType
 
 from tests.cluster.cluster import Cluster, wait_until
 
-from cartwheel.client.resp import ReplyError
+from cartwheel.client.resp import CannotReach, Connection, ConnectionLost, ReplyError
 from cartwheel.core.errors import CartwheelError
 
 KEYS = 60
 """Of each client: few enough that each is written again and again."""
+VISIT = 25
+"""Writes, and as many reads, of a roaming client through one node, before it goes to the next."""
 
 
 class Client(threading.Thread):
-    """Counts its own keys up through one node, and reads through it keys of all clients of its ``Load``."""
+    """Counts its own keys up, and reads keys of all clients of its ``Load``: through one node, or, if the load roams, through one
+    after the other."""
 
     def __init__(self, load: Load, number: int) -> None:
         super().__init__(daemon=True)
@@ -29,20 +33,48 @@ class Client(threading.Thread):
         self.wrong: list[str] = []
         """Reads that did not find what had been acknowledged before they began."""
         self.cut_off = ""
+        """Why a client that stays at its node gave up."""
+        self.lost: list[str] = []
+        """Connections that ended under a roaming client, with a request under way: it cannot know what became of that."""
+        self.turned_away = 0
+        """Nodes that it found closed, and passed by."""
         self.leave = threading.Event()
         self._random = random.Random(number)
 
     def run(self) -> None:
+        if self.load.roams:
+            self._roam()
+            return
         try:
             with self.load.cluster.connect(self.number) as connection:
                 while not self.leave.is_set():
-                    try:
-                        self._write(connection.call)
-                        self._read(connection.call)
-                    except ReplyError as error:
-                        self.refused.append(str(error))
+                    self._step(connection)
         except (CartwheelError, OSError) as error:
             self.cut_off = str(error)
+
+    def _roam(self) -> None:
+        """Through one node after the other, beginning with its own. One that takes no connection, or ends it, is passed by."""
+        numbers = list(self.load.clients)
+        first = numbers.index(self.number)
+        for number in itertools.cycle(numbers[first:] + numbers[:first]):
+            try:
+                with self.load.cluster.connect(number) as connection:
+                    for _ in range(VISIT):
+                        if self.leave.is_set():
+                            return
+                        self._step(connection)
+            except CannotReach:
+                self.turned_away += 1
+                self.leave.wait(0.01)  # if all are closed, this must not keep a processor busy
+            except ConnectionLost as error:
+                self.lost.append(str(error))
+
+    def _step(self, connection: Connection) -> None:
+        try:
+            self._write(connection.call)
+            self._read(connection.call)
+        except ReplyError as error:
+            self.refused.append(str(error))
 
     def _write(self, call: object) -> None:
         key = f"{self.number}.{self._random.randrange(KEYS)}"
@@ -65,8 +97,9 @@ class Client(threading.Thread):
 class Load:
     """A client at each of these nodes. To be used with ``with``: at the end they are stopped."""
 
-    def __init__(self, cluster: Cluster, *numbers: int) -> None:
+    def __init__(self, cluster: Cluster, *numbers: int, roams: bool = False) -> None:
         self.cluster = cluster
+        self.roams = roams
         self.tried: dict[str, int] = {}
         self.acked: dict[str, int] = {}
         self.clients: dict[int, Client] = {}
@@ -74,9 +107,10 @@ class Load:
 
     def add(self, *numbers: int) -> None:
         """One more client at each of these."""
-        for number in numbers:
-            self.clients[number] = Client(self, number)
-            self.clients[number].start()
+        new = {number: Client(self, number) for number in numbers}
+        self.clients |= new  # all of them before the first starts: a roaming client looks up where to go
+        for client in new.values():
+            client.start()
         self.wait_on(numbers)
 
     def wait_on(self, numbers: Iterable[int], more: int = 50) -> None:

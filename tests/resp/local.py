@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 
+from cartwheel import __version__
 from cartwheel.core import versions
 from cartwheel.core.config import BucketProps, Config, bucket_props
 from cartwheel.core.errors import Code, ConfigError
 from cartwheel.core.messages import (
+    PROTOCOL_MAX,
     Administered,
     BucketChanged,
     ClientAbandon,
@@ -45,6 +47,7 @@ from cartwheel.core.ring import Change, ChangeKind, History, fold
 from cartwheel.core.ring.plan import plan
 from cartwheel.core.storage import MemoryEngine, Space, Store, record_key, split_record_key
 from cartwheel.core.types import Crowd, Durability
+from cartwheel.runtime.frames import Build
 from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 
 ACTOR = "n1/1"
@@ -101,6 +104,9 @@ class LocalGateway:
     def status(self) -> Status:
         me = MemberStatus("n1", "127.0.0.1:7702", "h1", "z1", 1.0, 1024, True)
         return Status("n1", "test", "e0", "1", 1024, [me], 0, {}, [])
+
+    def builds(self) -> dict[str, Build]:
+        return {"n1": Build(__version__, PROTOCOL_MAX)}
 
     def submit(self, event: ClientEvent) -> None:
         event.client.resolve(self.result(event))

@@ -7,7 +7,9 @@ import json
 import pytest
 from tests.resp.door import Bare, running_door
 
+from cartwheel import __version__
 from cartwheel.core.context import Context, decode_token, encode_token
+from cartwheel.core.messages import PROTOCOL_MAX
 
 
 def test_the_shopping_cart(bare, key):
@@ -161,9 +163,10 @@ def test_explain(bare, key):
 
 
 def test_status_and_ring(bare):
-    """The node tells its name, members and partitions."""
+    """The node tells its name, members, what they run, and partitions."""
     status = json.loads(bare.ask("CW.STATUS", "JSON"))
     assert status["node"] == "n1"
+    assert [(m["node"], m["version"], m["protocol"]) for m in status["members"]] == [("n1", __version__, PROTOCOL_MAX)]
     ring = json.loads(bare.ask("CW.RING", "JSON"))
     assert ring["members"]["n1"]["partitions"] == status["q"]
     assert b"members" in bare.ask("CW.RING")

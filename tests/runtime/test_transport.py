@@ -7,11 +7,13 @@ import contextlib
 import socket
 import time
 
+import msgspec
 import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cartwheel import __version__
 from cartwheel.core.config import Config
 from cartwheel.core.errors import PeerError
 from cartwheel.core.messages import (
@@ -31,13 +33,15 @@ from cartwheel.core.storage import MemoryEngine, Store
 from cartwheel.runtime import transport
 from cartwheel.runtime.frames import (
     PING,
-    PROTOCOL_MAX,
-    PROTOCOL_MIN,
+    PROTOCOLS,
+    Build,
     FrameReader,
     Hello,
     Proof,
+    Protocols,
     Refusal,
     Welcome,
+    agree,
     decode_hand,
     encode_hand,
     frame,
@@ -62,6 +66,7 @@ class Side:
         boot: int = 1,
         address: str = "",
         seeds: tuple[str, ...] = (),
+        protocols: Protocols = PROTOCOLS,
     ) -> None:
         config = Config(node=name, cluster=cluster, secret=secret, q=q, address=address)
         history = History(
@@ -72,7 +77,7 @@ class Side:
         self.node.start(0.0, 1)
         self.events: list[Event] = []
         self.heard = asyncio.Event()
-        self.peers = Peers(self.node, boot=boot, secret=secret, submit=self._submit, seeds=seeds)
+        self.peers = Peers(self.node, boot=boot, secret=secret, submit=self._submit, seeds=seeds, protocols=protocols)
         self.port = 0
 
     def _submit(self, event: Event) -> None:
@@ -209,6 +214,8 @@ def test_a_lost_peer_is_told_and_found_again():
         ({"name": "a", "q": 16}, "b", "this ring has 8 partitions, yours 16"),
         ({"name": "b", "boot": 2}, "a", "my own node id, in another process"),
         ({"name": "a"}, "c", "this is node 'b', not 'c'"),
+        ({"name": "a", "protocols": (8, 9)}, "b", "no common protocol: 2 to 3 here, yours 8 to 9"),
+        ({"name": "a", "protocols": (1, 1)}, "b", "no common protocol: 2 to 3 here, yours 1 to 1"),
     ],
 )
 def test_who_does_not_belong_is_refused_with_the_reason(dialer, wanted, words):
@@ -223,6 +230,113 @@ def test_who_does_not_belong_is_refused_with_the_reason(dialer, wanted, words):
             assert not any(isinstance(event, PeerUp) for event in wrong.events)
             assert b.events == []
             await wrong.peers.stop()
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agreed"),
+    [
+        ((2, 3), (2, 3), 3),
+        ((2, 3), (2, 2), 2),
+        ((2, 3), (3, 5), 3),
+        ((2, 5), (3, 4), 4),
+        ((2, 3), (4, 5), None),
+        ((4, 5), (2, 3), None),
+    ],
+)
+def test_the_highest_protocol_that_both_speak_is_spoken(ours, theirs, agreed):
+    """Each row reads: of these two ranges, this one is agreed on, whoever dials."""
+    assert agree(ours, theirs) == agree(theirs, ours) == agreed
+
+
+@pytest.mark.parametrize(
+    ("of_a", "of_b", "agreed"),
+    [((2, 2), (2, 3), 2), ((2, 3), (2, 2), 2), ((2, 4), (3, 6), 4), (PROTOCOLS, PROTOCOLS, 3)],
+)
+def test_both_nodes_are_told_which_protocol_was_agreed(of_a, of_b, agreed):
+    """Each dials the other, and both hear of the lower of their newest: an older peer gets nothing that it does not know."""
+
+    async def story() -> None:
+        a, b = Side("a", protocols=of_a), Side("b", protocols=of_b)
+        async with sides(a, b):
+            a.dial({"b": f"127.0.0.1:{b.port}"})
+            b.dial({"a": f"127.0.0.1:{a.port}"})
+            met = await a.until(PeerUp), await b.until(PeerUp)
+            assert met == (PeerUp("b", agreed), PeerUp("a", agreed))
+            assert a.peers.builds() == {"a": Build(__version__, of_a[1]), "b": Build(__version__, agreed)}
+
+    run(story)
+
+
+def test_a_peer_that_comes_back_as_an_older_build_is_spoken_to_as_such():
+    """A node is rolled back: what was agreed holds for one connection, not for a name."""
+
+    async def story() -> None:
+        a, b = Side("a"), Side("b")
+        async with sides(a, b):
+            a.dial({"b": f"127.0.0.1:{b.port}"})
+            assert await a.until(PeerUp) == PeerUp("b", PROTOCOLS[1])
+            a.events.clear()
+            await b.peers.stop()
+            await a.until(PeerDown)
+            again = Side("b", boot=2, protocols=(2, 2))
+            await again.peers.listen("127.0.0.1", b.port)
+            assert await a.until(PeerUp) == PeerUp("b", 2)
+            await again.peers.stop()
+            await a.until(PeerDown)
+
+    run(story)
+
+
+async def welcome(writer: asyncio.StreamWriter, reader: asyncio.StreamReader, *fields: object) -> None:
+    """Answer a dialer as b would, with these fields after the usual ones."""
+    hello = decode_hand(await reader.readexactly(int.from_bytes(await reader.readexactly(4))))
+    assert isinstance(hello, Hello)
+    protocol, *more = fields
+    proof = prove(SECRET, "shop", "b", hello.challenge)
+    writer.write(frame(msgspec.msgpack.encode(["welcome", protocol, "b", 1, b"y" * 16, proof, *more])))
+
+
+@pytest.mark.parametrize("more", [(), (8,), (8, "1.2.3"), (8, "1.2.3", "of a later build", 4)])
+def test_a_welcome_of_an_older_or_a_later_build_is_understood(more):
+    """Fields are only appended: those that are missing have defaults, those that we do not know are passed over."""
+
+    async def story() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await welcome(writer, reader, 2, *more)
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        a = Side("a")
+        a.dial({"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+        assert await a.until(PeerUp) == PeerUp("b", 2)
+        assert a.peers.builds()["b"] == Build("1.2.3" if len(more) > 1 else "", 2)
+        await a.peers.stop()
+        server.close()
+
+    run(story)
+
+
+def test_a_protocol_that_was_not_offered_is_no_agreement():
+    """An acceptor that chooses another one is broken: nothing is sent to it."""
+
+    async def story() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await welcome(writer, reader, PROTOCOLS[1] + 1)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        a = Side("a")
+        a.dial({"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+        await a.until_unreachable("b", f"it chose protocol {PROTOCOLS[1] + 1}, which was not offered")
+        assert a.events == []
+        await a.peers.stop()
+        server.close()
 
     run(story)
 
@@ -292,7 +406,7 @@ def test_a_dialer_without_the_secret_sends_nothing_that_counts():
         b = Side("b")
         async with sides(b):
             reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
-            writer.write(encode_hand(Hello(PROTOCOL_MIN, PROTOCOL_MAX, "shop", "a", 7, "b", b"x" * 16, 8)))
+            writer.write(encode_hand(Hello(*PROTOCOLS, "shop", "a", 7, "b", b"x" * 16, 8)))
             size = int.from_bytes(await reader.readexactly(4))
             welcome = decode_hand(await reader.readexactly(size))
             assert isinstance(welcome, Welcome)
@@ -345,7 +459,7 @@ def test_a_silent_peer_is_given_up(monkeypatch):
         hello = decode_hand(await reader.readexactly(size))
         assert isinstance(hello, Hello)
         proof = prove(SECRET, "shop", "b", hello.challenge)
-        writer.write(encode_hand(Welcome(PROTOCOL_MAX, "b", 1, b"y" * 16, proof)))
+        writer.write(encode_hand(Welcome(PROTOCOLS[1], "b", 1, b"y" * 16, proof)))
         with contextlib.suppress(ConnectionError):
             while await reader.read(1000):
                 pass
@@ -437,7 +551,7 @@ def test_a_ping_proves_only_that_what_follows_is_younger_than_the_last_pong(monk
         b = Side("b")
         async with sides(b):
             reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
-            writer.write(encode_hand(Hello(PROTOCOL_MIN, PROTOCOL_MAX, "shop", "a", 7, "b", b"x" * 16, 8)))
+            writer.write(encode_hand(Hello(*PROTOCOLS, "shop", "a", 7, "b", b"x" * 16, 8)))
             welcome = decode_hand(await reader.readexactly(int.from_bytes(await reader.readexactly(4))))
             assert isinstance(welcome, Welcome)
             writer.write(encode_hand(Proof(prove(SECRET, "shop", "a", welcome.challenge))) + PING)
@@ -471,7 +585,7 @@ def test_the_next_ping_waits_for_the_pong(monkeypatch):
                     assert isinstance(hello, Hello)
                     writer.write(
                         encode_hand(
-                            Welcome(PROTOCOL_MAX, "b", 1, b"y" * 16, prove(SECRET, "shop", "b", hello.challenge))
+                            Welcome(PROTOCOLS[1], "b", 1, b"y" * 16, prove(SECRET, "shop", "b", hello.challenge))
                         )
                     )
                 read += 1

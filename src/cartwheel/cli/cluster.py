@@ -110,6 +110,8 @@ def _print_status(answer: dict[str, Any], views: dict[str, View]) -> None:
     console.print(_matrix(views))
     for note in answer["notes"]:
         click.echo(f"note: {note}")
+    if any("protocol" in member for member in answer["members"]):  # the node that is asked may be of an older build
+        click.echo(f"versions: {_versions(answer['members'])}")
     click.echo(f"requests under way: {answer['requests']}")
     mended = answer.get("antientropy", {})
     if mended.get("oldest_partition", -1) >= 0:
@@ -120,6 +122,19 @@ def _print_status(answer: dict[str, Any], views: dict[str, View]) -> None:
     counters = [f"{name} {value}" for name, value in sorted(answer["counters"].items()) if value]
     if counters:
         click.echo("counted since the start: " + ", ".join(counters))
+
+
+def _versions(members: list[dict[str, Any]]) -> str:
+    """Who runs what, as far as the node that was asked knows: of each build those that run it."""
+    runners: dict[str, list[str]] = {}
+    for member in members:
+        text = "not known"
+        if member["protocol"]:
+            text = f"{member['version'] or 'an older one'} (protocol {member['protocol']})"
+        runners.setdefault(text, []).append(member["node"])
+    if len(runners) == 1:
+        return f"all {next(iter(runners))}"
+    return "; ".join(f"{' '.join(nodes)} {text}" for text, nodes in runners.items())
 
 
 def _matrix(views: dict[str, View]) -> Table:

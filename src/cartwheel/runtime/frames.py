@@ -5,7 +5,11 @@
 
 The dialer names whom it wants to reach; both sides prove with a keyed hash over the other's fresh challenge that they hold the
 cluster's secret. So nodes of another cluster, a node behind a stale address, a node that dialed itself, and strangers are
-told apart before any message is taken. Versions: each side offers a range, the highest common one is spoken.
+told apart before any message is taken.
+
+Versions: each side speaks a range of protocols, and the highest that both speak is spoken, on each connection for itself. So a
+cluster can be upgraded node by node as long as neighbouring versions have a protocol in common; the core is told which
+(``PeerUp``). Frames of the handshake only ever get further fields at their end, which an older peer passes over.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ import hmac
 import msgspec
 
 from cartwheel.core.errors import PeerError
+from cartwheel.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from cartwheel.core.types import NodeId
 
-PROTOCOL_MIN = 2
-PROTOCOL_MAX = 2
-"""2: membership changes while the cluster serves; the ring of a new cluster is cut otherwise than in 1."""
+Protocols = tuple[int, int]
+"""The lowest and the highest protocol that a side speaks."""
+PROTOCOLS: Protocols = (PROTOCOL_MIN, PROTOCOL_MAX)
 CHALLENGE_BYTES = 16
 HELLO_BYTES_MAX = 4096
 """A stranger can make us buffer no more than this."""
@@ -58,6 +63,8 @@ class Welcome(msgspec.Struct, array_like=True, tag="welcome"):
     proof: bytes
     q: int = 0
     """Partitions that the ring was founded with."""
+    version: str = ""
+    """Of the acceptor's program, for people. "": it is of a build that does not tell."""
 
 
 class Refusal(msgspec.Struct, array_like=True, tag="refusal"):
@@ -111,10 +118,19 @@ def proven(proof: bytes, secret: bytes, cluster: str, prover: NodeId, challenge:
     return hmac.compare_digest(proof, prove(secret, cluster, prover, challenge))
 
 
-def agree(theirs_min: int, theirs_max: int) -> int | None:
-    """The highest protocol version that both sides speak."""
-    version = min(PROTOCOL_MAX, theirs_max)
-    return version if version >= max(PROTOCOL_MIN, theirs_min) else None
+def agree(ours: Protocols, theirs: Protocols) -> int | None:
+    """The highest protocol that both sides speak. None: there is none."""
+    highest = min(ours[1], theirs[1])
+    return highest if highest >= max(ours[0], theirs[0]) else None
+
+
+class Build(msgspec.Struct, frozen=True):
+    """What a peer runs, for people who roll a cluster from one build to the next."""
+
+    version: str = ""
+    """"": not known."""
+    protocol: int = 0
+    """What is spoken with it. 0: nothing."""
 
 
 class FrameReader:

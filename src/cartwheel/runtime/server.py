@@ -33,6 +33,7 @@ from cartwheel.runtime.datadir import DataDir, known_q, open_datadir
 from cartwheel.runtime.diskspace import watch_disk
 from cartwheel.runtime.driver import Driver, wall_ms
 from cartwheel.runtime.engines.salvage import facts_lost
+from cartwheel.runtime.frames import Build
 from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 from cartwheel.runtime.resp.server import RespServer
 from cartwheel.runtime.settings import ServerSettings, join_address
@@ -143,6 +144,10 @@ class Server:
     def status(self) -> Status:
         """This node's view."""
         return self.node.status()
+
+    def builds(self) -> dict[str, Build]:
+        """What this node runs, and the peers that it can send to."""
+        return self._peers.builds()
 
     def plan(self) -> PlanTold:
         """What the staged changes would do."""

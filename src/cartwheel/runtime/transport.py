@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
+from cartwheel import __version__
 from cartwheel.core.errors import PeerError
 from cartwheel.core.messages import Event, Message, PeerDown, PeerUp, Received, decode_batch, encode_batch
 from cartwheel.core.node import Node
@@ -46,11 +47,12 @@ from cartwheel.runtime.frames import (
     FRAME_BYTES_MAX,
     HELLO_BYTES_MAX,
     PING,
-    PROTOCOL_MAX,
-    PROTOCOL_MIN,
+    PROTOCOLS,
+    Build,
     FrameReader,
     Hello,
     Proof,
+    Protocols,
     Refusal,
     Welcome,
     agree,
@@ -99,11 +101,13 @@ class Peers:
         submit: Callable[[Event], None],
         seeds: Iterable[str] = (),
         elsewhere: Mapping[NodeId, str] | None = None,
+        protocols: Protocols = PROTOCOLS,
     ) -> None:
         """
         Args:
             seeds: addresses of nodes that may know others (section 4.8.2).
             elsewhere: where to dial these nodes, in place of their addresses.
+            protocols: the lowest and the highest to speak. Tests give others: two versions in one process.
         """
         self.node = node
         self.me: NodeId = node.local.node
@@ -115,6 +119,7 @@ class Peers:
         self._tasks: dict[NodeId, tuple[str, asyncio.Task[None]]] = {}  # with the address that it dials
         self._seeds: dict[str, asyncio.Task[None] | None] = dict.fromkeys(seeds)
         self._elsewhere = elsewhere or {}
+        self.protocols = protocols
         self._placed: object = None  # the view from which we know whom to dial
         self._heard_from: dict[
             NodeId, str
@@ -189,6 +194,12 @@ class Peers:
                 self._outboxes[node] = []
                 self._links[node].send(outbox)
 
+    def builds(self) -> dict[NodeId, Build]:
+        """What this node runs, and everyone that it can send to."""
+        return {self.me: Build(__version__, self.protocols[1])} | {
+            node: Build(link.version, link.protocol) for node, link in self._links.items()
+        }
+
     # --- links ---
 
     async def _keep_link(self, node: NodeId, address: str) -> None:
@@ -260,7 +271,7 @@ class Peers:
         log.info("connected to %s", link.node)
         self._links[link.node] = link
         self._outboxes[link.node] = []
-        self.submit(PeerUp(link.node))
+        self.submit(PeerUp(link.node, link.protocol))
 
     def _link_down(self, link: Link, reason: str) -> None:
         if self._links.get(link.node) is link:
@@ -287,8 +298,12 @@ class Peers:
                 f"two processes say that they are {hello.node!r} (a copied data directory?): stop one, and give it an empty "
                 "directory and a name of its own"
             )
-        if agree(hello.protocol_min, hello.protocol_max) is None:
-            return f"no common protocol: {PROTOCOL_MIN} to {PROTOCOL_MAX} here"
+        lowest, highest = self.protocols
+        if agree(self.protocols, (hello.protocol_min, hello.protocol_max)) is None:
+            return (
+                f"no common protocol: {lowest} to {highest} here, yours {hello.protocol_min} to {hello.protocol_max}: "
+                "go from one to the other by a version between"
+            )
         return None
 
     def hear(self, acceptor: Acceptor, node: NodeId, boot: int) -> None:
@@ -408,14 +423,15 @@ class Link(_Connection):
         self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
         self._ping: asyncio.TimerHandle | None = None  # None: a pong is outstanding
         self._pinged_s = 0.0
-        self.boot = 0  # of the process that welcomed us
+        self.boot = 0  # of the process that welcomed us,
+        self.protocol = 0  # what it chose to speak on this connection,
+        self.version = ""  # and what it runs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         peers = self._peers
         hello = Hello(
-            PROTOCOL_MIN,
-            PROTOCOL_MAX,
+            *peers.protocols,
             peers.cluster,
             peers.me,
             peers.boot,
@@ -439,8 +455,10 @@ class Link(_Connection):
         elif not proven(hand.proof, peers.secret, peers.cluster, hand.node, self._challenge):
             self.close("it does not hold the cluster's secret")
         else:
+            if agree(peers.protocols, (hand.protocol, hand.protocol)) is None:
+                raise PeerError(f"it chose protocol {hand.protocol}, which was not offered")
             self.node = hand.node
-            self.boot = hand.boot
+            self.boot, self.protocol, self.version = hand.boot, hand.protocol, hand.version
             self._write(encode_hand(Proof(prove(peers.secret, peers.cluster, peers.me, hand.challenge))))
             self.ready.set_result(True)
             self._expect(PONG_TIMEOUT_S, "no pong in 3 s")
@@ -531,12 +549,12 @@ class Acceptor(_Connection):
                 self._transport.close()
                 return
             self._hello = hand
-            version = agree(hand.protocol_min, hand.protocol_max)
-            assert version is not None
+            protocol = agree(peers.protocols, (hand.protocol_min, hand.protocol_max))
+            assert protocol is not None
             proof = prove(peers.secret, peers.cluster, peers.me, hand.challenge)
             q = peers.node.local.config.q
             self._sent_after_s = self._answered_s = boottime()
-            self._write(encode_hand(Welcome(version, peers.me, peers.boot, self._challenge, proof, q)))
+            self._write(encode_hand(Welcome(protocol, peers.me, peers.boot, self._challenge, proof, q, __version__)))
         elif self._hello is not None and isinstance(hand, Proof):
             if not proven(hand.proof, peers.secret, peers.cluster, self._hello.node, self._challenge):
                 raise PeerError("it does not hold the cluster's secret")
@@ -565,7 +583,7 @@ async def ask_seed(address: str, *, cluster: str, node: NodeId, secret: bytes, t
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection(*split_host(address))
         try:
-            writer.write(encode_hand(Hello(PROTOCOL_MIN, PROTOCOL_MAX, cluster, node, 0, "", challenge, 0)))
+            writer.write(encode_hand(Hello(*PROTOCOLS, cluster, node, 0, "", challenge, 0)))
             length = int.from_bytes(await reader.readexactly(4))
             if length > HELLO_BYTES_MAX:
                 raise PeerError("it is no node of ours")

@@ -31,6 +31,7 @@ from cartwheel.core.messages import (
 )
 from cartwheel.core.ring import Change
 from cartwheel.core.types import Crowd
+from cartwheel.runtime.frames import Build
 
 ClientEvent = (
     ClientGet | ClientPut | ClientExplain | ClientScan | ClientCount | ClientDigests | ClientHints | ClientBucketSet
@@ -87,6 +88,9 @@ class Gateway(Protocol):
 
     def status(self) -> Status:
         """This node's view of itself and the cluster."""
+
+    def builds(self) -> dict[str, Build]:
+        """What this node runs, and the peers that it can send to."""
 
     def plan(self) -> PlanTold:
         """What the staged changes of membership would do."""

@@ -37,6 +37,7 @@ from cartwheel.core.messages import (
     Stored,
 )
 from cartwheel.core.storage import POSITION_BYTES, split_record_key
+from cartwheel.runtime.frames import Build
 from cartwheel.runtime.resp import reply
 from cartwheel.runtime.resp.access import INT64_MAX, found, integer, stored, text
 from cartwheel.runtime.resp.registry import ONE_KEY, Args, command, container
@@ -259,6 +260,9 @@ def cw_bucket_list(connection: Connection, args: Args) -> bytes:
 def cw_status(connection: Connection, args: Args) -> bytes:
     options = _options(connection, args, 1, "JSON")
     told = msgspec.to_builtins(connection.gateway.status())
+    builds = connection.gateway.builds()
+    for member in told["members"]:
+        member |= msgspec.to_builtins(builds.get(member["node"], Build()))
     return _as_json(told) if options.json else reply.plain(told, connection.resp3)
 
 
