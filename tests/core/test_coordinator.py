@@ -1498,3 +1498,22 @@ def test_all_who_share_a_reading_are_told_of_its_failure(wire):
     wire.run()
     wire.advance(2.1)
     assert [wire.replies[f"c{i}"].code for i in range(3)] == [Code.NOQUORUM] * 3
+
+
+def test_a_put_whose_own_copy_was_handed_over_meanwhile_is_still_sent(five):
+    """A coordinator that stands in keeps a hint. Once that is delivered nothing of the write is left here, and those that have
+    not answered are asked all the same (seed 7000029)."""
+    owners, (outsider, other) = owners_of(five)
+    for name in owners:
+        five.handle(outsider, PeerDown(name, "reset"))
+    five.lose = lambda src, dst, message: dst == other and isinstance(message, ReplicaWrite)
+    at = record_key("0", KEY)
+    assert five.put(outsider, KEY, b"x", w=2) is None
+    local = five.nodes[outsider].local
+    (held,) = local.hints.held(at)
+    local.hints.remove(held.intended, at, held.sealed)
+    assert local.answer(at)[0] is None
+    five.lose = lambda src, dst, message: False
+    for _ in range(8):
+        five.advance(0.05)
+    assert isinstance(five.replies[five.client], Stored)

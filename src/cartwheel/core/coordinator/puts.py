@@ -281,7 +281,7 @@ class Puts:
         """Have the staged record sent to the other nodes at the turn's end, and count durable acks, ours among them."""
         local, plan, at = self._local, writing.plan, writing.at
         request_id = writing.id = local.new_id()
-        writing.dot = dot
+        writing.dot, writing.sealed = dot, sealed
         writing.deadline_s = local.deadline_s(writing.put.timeout_s)
         self.requests.add(request_id, writing, writing.deadline_s)
         self._own.append(request_id)
@@ -438,31 +438,32 @@ class Puts:
             writing.tally.add(owner)
 
     def _write_again(self, writing: Writing, node: NodeId, intended: NodeId, request_id: int = 0) -> bool:
-        """Send the record as it is now: what was sent first may be superseded everywhere by this time."""
-        local, at = self._local, writing.at
+        """Send the record as it is now: what was sent first may be superseded everywhere by this time. Where it is here no more (a
+        hint that has been delivered meanwhile), what was sent first must do."""
+        local, at, sealed = self._local, writing.at, writing.sealed
         request_id = request_id or writing.anew.get(node, writing.id)
         try:
             entry, _ = local.answer(at)
         except CorruptData:
-            return False
-        if entry is None or not versions.accounts_for(entry[1], (writing.dot,)):
-            return False
+            entry = None
+        if entry is not None and versions.accounts_for(entry[1], (writing.dot,)):
+            sealed = entry[0]
         durability = writing.plan.durability
         if node == local.node:  # our own copy; or that, as a hint for another owner
             if not local.serves:
                 return False
             try:
                 if intended:
-                    local.hints.put(intended, at, entry[0], durability)
+                    local.keep_hint(intended, at, sealed, durability)
                 elif not versions.accounts_for(local.read_record(at), (writing.dot,)):
-                    local.absorb(at, entry[0], durability)
+                    local.absorb(at, sealed, durability)
             except HintsFull:
                 return False
             local.send(node, ReplicaWrote([request_id]), durability)
             return True
         local.asked_write[node] = max(request_id, local.asked_write.get(node, 0))
         tag = writing.slots.tag
-        local.send(node, ReplicaWrite([request_id], at, entry[0], int(durability), writing.dot[1], intended, tag))
+        local.send(node, ReplicaWrite([request_id], at, sealed, int(durability), writing.dot[1], intended, tag))
         return True
 
     def handle_wrote(self, src: NodeId, message: ReplicaWrote) -> None:

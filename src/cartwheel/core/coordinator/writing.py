@@ -35,7 +35,7 @@ class Writing:
 
     __slots__ = (
         "also", "anew", "at", "began_s", "by", "deadline_s", "done", "dot", "id", "intended", "plan", "put", "puts", "refused",
-        "replaced", "requests", "revived", "slots", "stored", "tally",
+        "replaced", "requests", "revived", "sealed", "slots", "stored", "tally",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +58,7 @@ class Writing:
         self.id = 0
         self.deadline_s = 0.0
         self.dot: Dot = ("", 0)
+        self.sealed = b""  # the record as it was sent first
         self.stored: Stored | None = None
         self.aim(plan, targets, needed)
 
