@@ -346,6 +346,10 @@ def test_a_write_is_served_where_a_quorum_is_reached():
         assert served(**excuse) == []
     assert served(text="n2: its disk is nearly full") == []
     assert served(node="n2") == []  # which reaches n1 only
+    attempt = Try("n1", 10.0, 12.0, Status.UNKNOWN, Code.NOQUORUM, write=True)
+    assert checkers.check_served([attempt], reach, nodes, 3, {"n1"}) == []  # it is removed
+    assert checkers.check_served([attempt], reach, nodes[1:], 3) == []  # it comes or goes: it needs three others
+    assert rules(checkers.check_served([attempt], reach, nodes[1:], 2)) == ["C8"]
     assert served(invoked_at=5.0) == []  # soon after they were connected: verdicts of before may stand
     reach.hindered(("n3",), 11.0, 11.1)
     assert served() == []

@@ -27,7 +27,7 @@ would be a false sibling, or a deleted value risen again. Checking costs O(1) bi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from cartwheel.core import messages
 from cartwheel.core.errors import Code
@@ -312,18 +312,23 @@ VERDICT_S = 4.5
 request nothing must have been wrong, either."""
 
 
-def check_served(tries: Iterable[Try], reach: Reach, nodes: Sequence[NodeId], w: int) -> list[Violation]:
+def check_served(
+    tries: Iterable[Try], reach: Reach, nodes: Sequence[NodeId], w: int, removed: Collection[NodeId] = ()
+) -> list[Violation]:
     """C8, P3: a write whose coordinator reached W-1 other nodes all the while is not refused for want of a quorum, and not left
-    without an answer, unless the reason given is another (busy, a full disk, a clock that is off)."""
+    without an answer, unless the reason given is another (busy, a full disk, a clock that is off). A coordinator that joins or
+    leaves has no copy of its own that counts, so it must have reached W others; one that is ``removed`` is heard by nobody."""
     found: list[Violation] = []
     for attempt in tries:
+        if attempt.node in removed:
+            continue
         if not attempt.write or attempt.status is Status.OK or attempt.code not in {Code.NOQUORUM, None}:
             continue
         if any(word in attempt.text for word in EXCUSES):
             continue
         start, end = attempt.invoked_at - VERDICT_S, attempt.completed_at
         others = [other for other in nodes if other != attempt.node and reach.reached(attempt.node, other, start, end)]
-        if len(others) >= max(w - 1, 1):
+        if len(others) >= (max(w - 1, 1) if attempt.node in nodes else w):
             why = f"{attempt.code} {attempt.text}" if attempt.code else "no answer"
             where = f"a write via {attempt.node} from {attempt.invoked_at:.3f}"
             text = f"{where} failed, though it reached {', '.join(others)}: {why}"

@@ -20,6 +20,7 @@ from typing import Any
 
 from cartwheel.core.failure import HEALTH_S
 from cartwheel.sim import bugs, causal, checkers, swarm
+from cartwheel.sim.acts import ActKind
 from cartwheel.sim.faults import Plan
 from cartwheel.sim.history import KeyHistory, Leftover, Status, Violation, describe
 from cartwheel.sim.workloads import Workload
@@ -159,7 +160,8 @@ def judge(world: World, workload: Workload) -> list[Violation]:
         steady = [attempt for attempt in workload.tries if attempt.node in plan.steady]
         found += checkers.check_available(steady, [(0.0, 3.0)])
     if not plan.weather.loss and plan.sync_s <= SYNC_S_SERVED:
-        found += checkers.check_served(workload.tries, world.reach, plan.steady, plan.w)
+        removed = {act.node for act in plan.acts if act.kind is ActKind.REMOVE}
+        found += checkers.check_served(workload.tries, world.reach, plan.steady, plan.w, removed)
     return found
 
 
