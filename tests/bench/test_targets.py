@@ -3,7 +3,7 @@
 import pytest
 
 from cartwheel.bench.run import BenchFailed
-from cartwheel.bench.servers import _Server, redis_version
+from cartwheel.bench.servers import Server, redis_version
 from cartwheel.bench.standard import cases
 from cartwheel.bench.targets import Comparison, Figures, markdown, rows
 
@@ -77,7 +77,7 @@ def test_report_reads_well():
 def test_a_server_that_does_not_start_shows_its_log(tmp_path):
     """The end of the log is in the message."""
 
-    class Broken(_Server):
+    class Broken(Server):
         def ready(self):
             return False
 

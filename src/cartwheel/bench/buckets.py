@@ -14,28 +14,33 @@ POLL_S = 0.02
 
 
 def set_durability(nodes: Sequence[str], bucket: str, durability: str) -> None:
-    """Set the property of a bucket, and wait until each of these nodes knows.
+    """``set_property``, of the durability."""
+    set_property(nodes, bucket, "durability", durability)
+
+
+def set_property(nodes: Sequence[str], bucket: str, name: str, value: str) -> None:
+    """Set a property of a bucket, and wait until each of these nodes knows.
 
     Raises:
         BenchFailed: a node refuses, or it takes too long.
     """
     try:
         with _connect(nodes[0]) as connection:
-            connection.call("CW.BUCKET", "SET", bucket, "durability", durability)
+            connection.call("CW.BUCKET", "SET", bucket, name, value)
         deadline = time.monotonic() + CALL_TIMEOUT_S
-        while not all(_durability(node, bucket) == durability for node in nodes):
+        while not all(_property(node, bucket, name) == value for node in nodes):
             if time.monotonic() > deadline:
-                raise BenchFailed(f"the nodes do not all learn of durability={durability}")
+                raise BenchFailed(f"the nodes do not all learn of {name}={value}")
             time.sleep(POLL_S)
     except (CannotReach, ConnectionLost, ReplyError) as error:
-        raise BenchFailed(f"cannot set durability={durability}: {error}") from error
+        raise BenchFailed(f"cannot set {name}={value}: {error}") from error
 
 
-def _durability(node: str, bucket: str) -> str:
+def _property(node: str, bucket: str, name: str) -> str:
     with _connect(node) as connection:
         answer = connection.call("CW.BUCKET", "GET", bucket, "JSON")
     assert isinstance(answer, bytes)
-    return str(json.loads(answer)["durability"])
+    return str(json.loads(answer)[name])
 
 
 def _connect(node: str) -> Connection:

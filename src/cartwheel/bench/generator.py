@@ -141,7 +141,7 @@ class Flow:
         self._engine.gained(self)
 
     def _on_readable(self, _mask: int) -> None:
-        engine, pending = self._engine, self.pending
+        engine = self._engine
         try:
             size = self._recv_into(engine.buffer)
         except BlockingIOError:
@@ -152,23 +152,9 @@ class Flow:
             self.lose("connection lost")
             return
         now = self.progress_at = clock()
-        latencies = engine.latencies
-        answered = busy = 0
         try:
             self._feed(engine.buffer, 0, size)  # type: ignore[arg-type] # its stub knows only bytes
-            gets = self._gets
-            reply = gets()
-            while reply is not False:
-                start, kind = pending.popleft()
-                answered += 1
-                if reply.__class__ is ReplyError:
-                    engine.tally.errors[reply.code] += 1
-                    busy += reply.code == BUSY
-                else:
-                    latencies[kind].append((now - start) // 1000)
-                    if reply is None:
-                        engine.tally.misses += 1
-                reply = gets()
+            answered, busy = self._take_replies(now)
         except (hiredis.ProtocolError, IndexError):  # IndexError: a reply that nobody asked for
             self.lose("not the Redis protocol")
             return
@@ -176,6 +162,25 @@ class Flow:
             engine.refill_later(self, busy, now)
         if answered > busy:
             engine.refill(self, answered - busy, now)
+
+    def _take_replies(self, now: int) -> tuple[int, int]:
+        """Count the replies that have come. Returns how many, and how many of them were BUSY: there is room for so many more."""
+        engine, pending, gets = self._engine, self.pending, self._gets
+        latencies = engine.latencies
+        answered = busy = 0
+        reply = gets()
+        while reply is not False:
+            start, kind = pending.popleft()
+            answered += 1
+            if reply.__class__ is ReplyError:
+                engine.tally.errors[reply.code] += 1
+                busy += reply.code == BUSY
+            else:
+                latencies[kind].append((now - start) // 1000)
+                if reply is None:
+                    engine.tally.misses += 1
+            reply = gets()
+        return answered, busy
 
     def ask(self, requests: Sequence[Request], start: int) -> None:
         """Send these now."""
@@ -255,6 +260,9 @@ class Flow:
 class Engine:
     """The loop. ``run`` carries out one phase after another (preload, warm-up, measurement) over the same connections."""
 
+    flow_class: type[Flow] = Flow
+    """What its connections are."""
+
     def __init__(
         self, addresses: Sequence[Address], flow_nodes: Sequence[int], timeout_s: float, hello: bytes = b""
     ) -> None:
@@ -268,7 +276,7 @@ class Engine:
         self.timeout_ns = int(timeout_s * 1e9)
         # Opened before any connection, so that its descriptor is a small one: select() takes only those below 1024.
         self.selector = selectors.DefaultSelector()
-        self.flows = [Flow(self, node) for node in flow_nodes]
+        self.flows = [self.flow_class(self, node) for node in flow_nodes]
         self.buffer = bytearray(READ_BYTES)
         """For every read, in turn. A new one each time costs a system call or two: malloc() maps and unmaps large ones, and a
         read took four times as long."""

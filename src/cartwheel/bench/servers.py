@@ -27,19 +27,39 @@ LOG_TAIL_BYTES = 2000
 HOST = "127.0.0.1"
 
 
-def _command(*args: str) -> list[str]:
+def program(*args: str) -> list[str]:
+    """The command line of ``cartwheel``, in this Python."""
     return [sys.executable, "-m", "cartwheel", *args]
 
 
-class _Server:
+class Server:
     """A subprocess that writes to a log file."""
 
-    def __init__(self, name: str, command: list[str], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        folder: Path,
+        *,
+        detached: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            detached: it hears no Ctrl-C. Its standard input is a pipe of ours instead, whose end tells it that we are gone.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.log = folder / "log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if detached else subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=detached,
+            )
 
     def __enter__(self) -> Self:
         try:
@@ -85,9 +105,11 @@ class _Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
 
-class Cluster(_Server):
+class Cluster(Server):
     """A fresh local cluster, by ``cartwheel dev``."""
 
     def __init__(self, nodes: int, port: int, folder: Path) -> None:
@@ -98,7 +120,7 @@ class Cluster(_Server):
         """From the start of the command to its line ``ready``, to the next 20 ms."""
         super().__init__(
             "cartwheel dev",
-            _command("dev", "--nodes", str(nodes), "--port", str(port), "--data", str(self.data), "--fresh"),
+            program("dev", "--nodes", str(nodes), "--port", str(port), "--data", str(self.data), "--fresh"),
             folder,
         )
 
@@ -128,7 +150,7 @@ class Cluster(_Server):
         Raises:
             BenchFailed: ``cartwheel dev status`` does not tell.
         """
-        command = _command("dev", "status", "--data", str(self.data), "--json")
+        command = program("dev", "status", "--data", str(self.data), "--json")
         done = subprocess.run(command, capture_output=True, timeout=TOOL_TIMEOUT_S, check=False)
         try:
             return [int(node["rss_bytes"]) for node in json.loads(done.stdout)["nodes"]]
@@ -137,7 +159,7 @@ class Cluster(_Server):
             raise BenchFailed(f"cannot read `cartwheel dev status`: {shown}") from None
 
 
-class Redis(_Server):
+class Redis(Server):
     """A lone Redis."""
 
     def __init__(self, name: str, folder: Path, *options: str) -> None:
