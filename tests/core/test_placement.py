@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core import moving
 from tests.core.clusters import member
 
 from cartwheel.core.errors import CorruptData
+from cartwheel.core.local import Local
 from cartwheel.core.placement import LEVELS_MAX, Holding, Placement, bitmap, check_holding, partitions_of
 from cartwheel.core.ring import Ring
 
@@ -340,3 +342,43 @@ def test_what_no_node_can_hold_is_refused(nonsense):
 def test_what_nodes_hold_is_not_refused(sound):
     """The smallest ring, the largest one, and the usual."""
     assert check_holding(sound) is sound
+
+
+@pytest.mark.parametrize("whole", [0, 4096])
+def test_a_view_that_follows_another_says_what_one_made_anew_would(monkeypatch, whole):
+    """Slots are taken over from view to view while nodes join, leave, gain, give and are removed, and a ring is doubled; each time
+    they are what a placement without a past finds, and all that are others are said to have changed."""
+    views = [0, 0]
+    honest = Local.place
+
+    def place(local, placement, epoch, buckets):
+        before, levels = local.placement, local.levels
+        old = {} if before is None else {(p, n): before.slots(p, n) for n in levels for p in range(before.ring.q)}
+        anew = Placement(
+            placement.ring, placement._founding, placement.removed, placement._holdings, placement._begun
+        )
+        honest(local, placement, epoch, buckets)
+        views[placement.changed is not None] += 1
+        for n in local.levels:
+            for node in sorted(placement.peers):
+                assert placement.held(node, n) == anew.held(node, n)
+            for p in range(placement.ring.q):
+                assert placement.slots(p, n) == anew.slots(p, n)
+                assert placement.says(local.node, n, p) == anew.says(local.node, n, p)
+                if placement.changed is not None and (p, n) in old and old[p, n] != placement.slots(p, n):
+                    assert (n, p) in placement.changed
+
+    monkeypatch.setattr(Local, "place", place)
+    wire = moving.filled("abc", view_bytes_whole=whole)
+    wire.set_bucket("a", "five", n=5)
+    wire.join("d", "e", at="a")
+    moving.settle(wire)
+    wire.change("b", "reweigh", "d", weight=3.0)
+    wire.change("a", "double")
+    moving.settle(wire)
+    wire.change("c", "leave", "a")
+    moving.pass_s(wire, 1.0)
+    wire.crash("b")
+    wire.change("c", "remove", "b", force=True)
+    moving.settle(wire)
+    assert views[1] > views[0] > 20, "most views take something over"

@@ -321,6 +321,8 @@ class Node:
         """There is a new view of the ring."""
         self._summary.place()
         self._reaper.handle_place()
+        assert self._local.placement is not None
+        self._transfer.handle_place(self._local.placement.changed)
         self._detector.handle_place()  # before requests are planned anew: who has just joined can be asked
         self._coordinator.replan()
 

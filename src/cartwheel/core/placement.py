@@ -93,6 +93,10 @@ NOBODY: dict[NodeId, NodeId] = {}
 NO_RINGS: dict[int, Ring] = {}
 
 
+Changed = frozenset[tuple[int, int]] | None
+"""The parts (n, partition) of which slots may be others than in the view before. None: all."""
+
+
 class Placement:
     """The ring, and who holds what of it. Immutable."""
 
@@ -103,8 +107,11 @@ class Placement:
         removed: frozenset[NodeId],
         holdings: Mapping[NodeId, Holding],
         begun: Mapping[int, Ring] = NO_RINGS,
+        before: Placement | None = None,
     ) -> None:
-        """``begun``: n -> the ring at the time when a bucket first had it; for an n that is not there it is the founding one."""
+        """``begun``: n -> the ring at the time when a bucket first had it; for an n that is not there it is the founding one.
+        ``before``: the view that this one follows; most often one node has given or gained a few partitions, and all else
+        stays."""
         self.ring = ring
         self._begun = begun
         self.removed = removed
@@ -112,64 +119,108 @@ class Placement:
         self._holdings = {node: holding for node, holding in holdings.items() if node not in removed}
         self._given = [(node, holding) for node, holding in sorted(self._holdings.items()) if holding.given]
         self._slots: dict[tuple[int, int], Slots] = {}
-        self._bits: dict[tuple[NodeId, int], int | None] = {}
+        self._maps: dict[tuple[NodeId, int], bytes] = {}
+        self._said: dict[tuple[NodeId, int], bytes] = {}
         known = (founding.members.keys() | self._holdings.keys()) - removed - ring.members.keys()
         self.leaving = tuple(node for node in sorted(known) if node not in holdings or not holdings[node].left)
         """Those that are no members any more, but have not said that they are gone."""
         self.peers = frozenset((*ring.members, *self.leaving))
         """Everyone who takes part."""
+        self.changed: Changed = self._take_over(before) if before is not None else None
+
+    def _take_over(self, before: Placement) -> Changed:
+        """What of the view before holds in this one, too. Slots are what they were where no node holds otherwise: looking for
+        them goes from node to node, and would ask the same ones again."""
+        same = self.ring is before.ring and self.removed == before.removed and self.leaving == before.leaving
+        if not same or self._founding is not before._founding or self._begun != before._begun:
+            return None
+        affected = {
+            node
+            for node in self._holdings.keys() | before._holdings.keys()
+            if self._holdings.get(node) is not before._holdings.get(node)
+        }
+        for node in list(affected):
+            for holding in (self._holdings.get(node), before._holdings.get(node)):
+                if holding is not None:
+                    affected.update(gainer for by_gainer in holding.given.values() for gainer in by_gainer)
+        self._said = {at: said for at, said in before._said.items() if at[0] not in affected}
+        self._maps = {at: held for at, held in before._maps.items() if at[0] not in affected}
+        bits: dict[int, int] = {}
+        for (node, n), was in before._maps.items():
+            if node in affected:
+                differ = int.from_bytes(was, "little") ^ int.from_bytes(self._held(node, n), "little")
+                bits[n] = bits.get(n, 0) | differ
+        self._slots = before._slots.copy()
+        changed = frozenset((n, partition) for n, found in bits.items() for partition in _set_bits(found))
+        for n, partition in changed:
+            self._slots.pop((partition, n), None)
+        return changed
 
     # --- who holds what ---
 
     def holds(self, node: NodeId, n: int, partition: int) -> bool:
         """Whether the node has all records of the partition for buckets of this n, or was told so by who gave it."""
-        if node in self.removed:
-            return False
-        holding = self._holdings.get(node)
-        bits = None if holding is None else self._bitmap(holding, n)
-        if holding is None or bits is None:  # it has not told of this n
-            if self._had(node, n, partition):
-                return True
-        elif self._bit(bits, holding.q, partition):
-            return True
-        return any(self._gave(other, n, node, partition) for _, other in self._given)
+        held = self._maps.get((node, n)) or self._held(node, n)
+        return bool(held[partition >> 3] >> (partition & 7) & 1)
+
+    def held(self, node: NodeId, n: int) -> bytes:
+        """All that ``holds`` says of a node, as a bitmap."""
+        return self._maps.get((node, n)) or self._held(node, n)
 
     def says(self, node: NodeId, n: int, partition: int) -> bool:
         """Whether the node itself says that it holds this."""
-        holding = self._holdings.get(node)
-        if holding is None:
-            return self._had(node, n, partition)
-        bits = self._bitmap(holding, n)
-        return bits is not None and self._bit(bits, holding.q, partition)
+        at = node, n
+        said = self._said.get(at)
+        if said is None:
+            holding = self._holdings.get(node)
+            if holding is None:
+                bits = self._had(node, n)
+            else:
+                data = holding.held.get(n)
+                bits = 0 if data is None else self._fit(data, holding.q)
+            said = self._said[at] = self._packed(bits)
+        return bool(said[partition >> 3] >> (partition & 7) & 1)
 
-    def _had(self, node: NodeId, n: int, partition: int) -> bool:
-        """Whether the node owned this when there first was something to hold."""
-        ring = self._begun.get(n, self._founding)
-        return node in ring.owners_of(partition * ring.q // self.ring.q, n)
+    def _held(self, node: NodeId, n: int) -> bytes:
+        bits = 0
+        if node not in self.removed:
+            holding = self._holdings.get(node)
+            data = None if holding is None else holding.held.get(n)
+            if holding is None or data is None:  # it has not told of this n
+                bits = self._had(node, n)
+            else:
+                bits = self._fit(data, holding.q)
+            seen = {} if holding is None else holding.seen
+            for giver, giving in self._given:
+                for version, gift in giving.given.get(n, {}).get(node, ()):
+                    if version > seen.get(giver, 0):
+                        bits |= self._fit(gift, giving.q)
+        held = self._maps[node, n] = self._packed(bits)
+        return held
 
-    def _bitmap(self, holding: Holding, n: int) -> int | None:
-        at = (holding.node, n)
-        if at not in self._bits:
-            data = holding.held.get(n)
-            self._bits[at] = None if data is None else int.from_bytes(data, "little")
-        return self._bits[at]
+    def _had(self, node: NodeId, n: int) -> int:
+        """What the node owned when there first was something to hold: a bitmap."""
+        ring, q = self._begun.get(n, self._founding), self.ring.q
+        if node not in ring.members:
+            return 0
+        owned = {partition for partition in range(q) if node in ring.owners_of(partition * ring.q // q, n)}
+        return int.from_bytes(bitmap(owned, q), "little")
 
-    def _bit(self, bits: int, q: int, partition: int) -> bool:
-        """The bit of a partition, in a bitmap of a ring that may have been half as fine, or finer than we know."""
+    def _fit(self, data: bytes, q: int) -> int:
+        """A bitmap of q partitions as one of the present ring, which may be finer, or coarser than the teller's."""
         ours = self.ring.q
-        if q <= ours:
-            return bool(bits >> (partition * q // ours) & 1)
-        parts = q // ours
+        if q == ours:
+            return int.from_bytes(data, "little")
+        if q < ours:
+            return int.from_bytes(recut(data, q, ours), "little")
+        bits, parts = int.from_bytes(data, "little"), q // ours
         whole = (1 << parts) - 1
-        return bits >> partition * parts & whole == whole
+        fitting = {partition for partition in range(ours) if bits >> partition * parts & whole == whole}
+        return int.from_bytes(bitmap(fitting, ours), "little")
 
-    def _gave(self, holding: Holding, n: int, gainer: NodeId, partition: int) -> bool:
-        known = self._holdings.get(gainer)
-        seen = 0 if known is None else known.seen.get(holding.node, 0)
-        return any(
-            version > seen and self._bit(int.from_bytes(data, "little"), holding.q, partition)
-            for version, data in holding.given.get(n, {}).get(gainer, ())
-        )
+    def _packed(self, bits: int) -> bytes:
+        q = self.ring.q
+        return (bits & (1 << q) - 1).to_bytes((q + 7) // 8, "little")
 
     # --- slots ---
 
@@ -238,14 +289,12 @@ def bitmap(partitions: set[int], q: int) -> bytes:
 
 def partitions_of(data: bytes) -> set[int]:
     """The partitions in a bitmap."""
-    bits, found, at = int.from_bytes(data, "little"), set(), 0
-    while bits:
-        step = (bits & -bits).bit_length() - 1
-        at += step
-        found.add(at)
-        bits >>= step + 1
-        at += 1
-    return found
+    return set(_set_bits(int.from_bytes(data, "little")))
+
+
+def _set_bits(bits: int) -> list[int]:
+    """The places of the ones."""
+    return [at for at, one in enumerate(reversed(f"{bits:b}")) if one == "1"] if bits else []
 
 
 def recut(data: bytes, q: int, finer: int) -> bytes:

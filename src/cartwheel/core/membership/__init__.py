@@ -146,7 +146,9 @@ class Membership:
             buckets[name], exact = lenient_bucket_props(texts)
             if not exact:
                 local.count("bucket_props_ignored")
-        placement = Placement(folded.ring, self._founding, folded.removed, self._holdings, self._begun)
+        placement = Placement(
+            folded.ring, self._founding, folded.removed, self._holdings, self._begun, local.placement
+        )
         local.place(placement, self._epoch(), buckets)
         self._begin_holding()
 
@@ -179,7 +181,7 @@ class Membership:
         assert placement is not None
         me, q = local.node, placement.ring.q
         own = self._holdings.get(me)
-        held = {n: bitmap({p for p in range(q) if placement.holds(me, n, p)}, q) for n in local.levels}
+        held = {n: placement.held(me, n) for n in local.levels}
         given: dict[int, dict[NodeId, list[tuple[int, bytes]]]] = {}
         seen_now: dict[NodeId, int] = {}
         if own is not None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from cartwheel.core.local import Local
 from cartwheel.core.messages import TransferStatus
+from cartwheel.core.placement import Changed
 from cartwheel.core.summary import Summary
 from cartwheel.core.transfer.gains import Compare, Gain, Gains
 from cartwheel.core.transfer.gives import Give, Gives
@@ -36,6 +37,11 @@ class Transfer:
         self.gains = Gains(local, summary, compare, gain)
         self.gives = Gives(local, give)
         self.leftovers = Leftovers(local, summary, compare, leave)
+
+    def handle_place(self, changed: Changed) -> None:
+        """There is a new view, in which these parts may have other slots."""
+        self.gains.handle_place(changed)
+        self.leftovers.handle_place(changed)
 
     def handle_tick(self) -> None:
         """Go on."""

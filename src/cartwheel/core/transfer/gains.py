@@ -14,7 +14,7 @@ from typing import Protocol
 
 from cartwheel.core.local import Local
 from cartwheel.core.messages import HandedOver, HandOver, MemberTransfer, Purpose
-from cartwheel.core.placement import Placement
+from cartwheel.core.placement import Changed, Placement
 from cartwheel.core.summary import Summary
 from cartwheel.core.types import NodeId
 
@@ -68,7 +68,8 @@ class Gains:
         self._summary = summary
         self._compare = compare
         self._gain = gain
-        self._placed: Placement | None = None
+        self._levels: tuple[int, ...] = ()  # each n that is looked at
+        self._unseen: set[Part] | None = None  # parts whose slots may be others than when we looked; None: all
         self._parts: dict[Part, _Gaining] = {}
         self._turn_of_others: dict[Part, NodeId] = {}  # blank parts in which another blank owner comes first
         self._busy: set[NodeId] = set()  # a comparison with these is under way
@@ -79,31 +80,44 @@ class Gains:
 
     # --- the view ---
 
+    def handle_place(self, changed: Changed) -> None:
+        """There is a new view, in which these parts may have other slots."""
+        if changed is None or tuple(self._summary.trees) != self._levels:
+            self._unseen, self._levels = None, tuple(self._summary.trees)
+        elif self._unseen is not None:
+            self._unseen |= changed
+
     def _look(self, placement: Placement) -> None:
         """What is to be gained in this view. What was done counts on where the slots are the same."""
-        me, before = self._local.node, self._parts
-        self._placed, self._parts, self._turn_of_others = placement, {}, {}
+        me, before, unseen = self._local.node, self._parts, self._unseen
+        if unseen is None:
+            self._parts, self._turn_of_others = {}, {}
+            unseen = {(n, partition) for n in self._summary.trees for partition in range(placement.ring.q)}
+        self._unseen = set()
         learned: dict[int, set[int]] = {}
-        for n in sorted(self._summary.trees):
-            for partition in range(placement.ring.q):
-                slots = placement.slots(partition, n)
-                part = n, partition
-                if me in slots.owners:
-                    if not placement.says(me, n, partition):  # the giver has told us; or nobody has it
-                        learned.setdefault(n, set()).add(partition)
+        for part in sorted(unseen):
+            n, partition = part
+            if n not in self._summary.trees:
+                continue
+            known = before.get(part)
+            self._parts.pop(part, None)
+            self._turn_of_others.pop(part, None)
+            slots = placement.slots(partition, n)
+            if me in slots.owners:
+                if not placement.says(me, n, partition):  # the giver has told us; or nobody has it
+                    learned.setdefault(n, set()).add(partition)
+                continue
+            if not slots.moving:
+                continue
+            sources = tuple(giver for giver, gainer in slots.gainers.items() if gainer == me)
+            if me in slots.blanks:
+                if slots.blanks[0] != me or slots.gainers:
+                    self._turn_of_others[part] = slots.blanks[0]
                     continue
-                if not slots.moving:
-                    continue
-                sources = tuple(giver for giver, gainer in slots.gainers.items() if gainer == me)
-                if me in slots.blanks:
-                    if slots.blanks[0] != me or slots.gainers:
-                        self._turn_of_others[part] = slots.blanks[0]
-                        continue
-                    sources = slots.owners
-                if sources:
-                    known = before.get(part)
-                    same = known is not None and known.tag == slots.tag
-                    self._parts[part] = known if known is not None and same else _Gaining(slots.tag, sources)
+                sources = slots.owners
+            if sources:
+                same = known is not None and known.tag == slots.tag
+                self._parts[part] = known if known is not None and same else _Gaining(slots.tag, sources)
         if learned:
             self._count_for(learned)
 
@@ -118,7 +132,7 @@ class Gains:
         local = self._local
         placement = local.placement
         assert placement is not None
-        if placement is not self._placed:
+        if self._unseen is None or self._unseen:
             self._look(placement)
         if not self._parts:
             return
@@ -181,7 +195,7 @@ class Gains:
         asks: list[tuple[int, int, int]] = []
         for part in parts:
             gaining = self._parts.get(part)
-            if gaining is None or source in gaining.granted:
+            if gaining is None or not gaining.compared_s or source in gaining.granted:
                 continue
             if now_s < gaining.asked_s.get(source, float("-inf")):
                 continue

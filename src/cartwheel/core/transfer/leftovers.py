@@ -25,7 +25,7 @@ from cartwheel.core import versions
 from cartwheel.core.errors import CorruptData
 from cartwheel.core.local import Local
 from cartwheel.core.messages import Purpose
-from cartwheel.core.placement import Placement
+from cartwheel.core.placement import Changed, Placement
 from cartwheel.core.storage import Space, split_record_key
 from cartwheel.core.summary import Summary
 from cartwheel.core.transfer.gains import Compare, Compared, Part
@@ -55,14 +55,16 @@ class Leftovers:
         self._summary = summary
         self._compare = compare
         self._leave = leave
-        self._placed: Placement | None = None
-        self._look_s = 0.0
+        self._levels: tuple[int, ...] = ()  # each n that is looked at
+        self._unseen: set[Part] | None = None  # parts whose slots may be others than when we looked; None: all
+        self._look_s = 0.0  # when all are looked at again: what was sent here since by an earlier view is a leftover, too
         self._parts: dict[Part, None] = {}
         self._safe_s: dict[Part, float] = {}  # since when an owner lacks nothing of it
         self._busy: set[NodeId] = set()
         self._rest_until_s: dict[NodeId, float] = {}
         self._removing: dict[Part, bytes] = {}  # from which record key on
         self._damaged: dict[bytes, None] = {}  # keys of corrupt records that may be among the leftovers
+        self._damaged_new = False
         self.removed = 0
 
     def handle_tick(self) -> None:
@@ -70,8 +72,13 @@ class Leftovers:
         local = self._local
         placement = local.placement
         assert placement is not None
-        if placement is not self._placed or local.now_s >= self._look_s:
+        may_leave = local.node in placement.leaving and not self._busy_with_leaving()
+        if local.now_s >= self._look_s or may_leave:
+            self._unseen = None
+        if self._unseen is None or self._unseen or self._damaged_new:
             self._look(placement)
+        if may_leave and not self._busy_with_leaving() and self._gave_all(placement):
+            self._leave()
         if self._parts and local.takes_writes:
             self._maybe_compare(placement)
         rows = REMOVE_ROWS
@@ -82,29 +89,41 @@ class Leftovers:
         """This record turned out corrupt."""
         if len(self._damaged) < DAMAGED_MAX:
             self._damaged[record_key] = None
-            self._look_s = self._local.now_s
+            self._damaged_new = True
+
+    def handle_place(self, changed: Changed) -> None:
+        """There is a new view, in which these parts may have other slots."""
+        if changed is None or tuple(self._summary.trees) != self._levels:
+            self._unseen, self._levels = None, tuple(self._summary.trees)
+        elif self._unseen is not None:
+            self._unseen |= changed
 
     def _look(self, placement: Placement) -> None:
         """Find parts with records here that we have no part in."""
-        local, summary = self._local, self._summary
+        local, trees = self._local, self._summary.trees
+        unseen = self._unseen
+        if unseen is None:
+            self._look_s = local.now_s + LOOK_S
+            self._parts = {}
+            unseen = {(n, partition) for n in trees for partition in range(placement.ring.q)}
+        self._unseen, self._damaged_new = set(), False
+        for part in sorted(unseen):
+            n, partition = part
+            self._parts.pop(part, None)
+            empty = n not in trees or trees[n].is_empty(partition)
+            if not empty and local.node not in placement.slots(partition, n).writers:
+                self._parts[part] = None
         for record_key in [key for key in self._damaged if local.is_writer(local.node, key)]:
             del self._damaged[record_key]  # fetched, or found missing by a comparison
-        self._placed, self._look_s = placement, local.now_s + LOOK_S
-        self._parts = {
-            (n, partition): None
-            for n, tree in sorted(summary.trees.items())
-            for partition in range(placement.ring.q)
-            if not tree.is_empty(partition) and local.node not in placement.slots(partition, n).writers
-        }
         for record_key in self._damaged:
             n = local.props(split_record_key(record_key)[0]).n
             self._parts[n, placement.ring.partition_of(record_key)] = None
         for known in (self._safe_s, self._removing):
             for part in [part for part in known if part not in self._parts]:
                 del known[part]
-        busy = self._parts or summary.unready or local.hints.totals
-        if local.node in placement.leaving and not busy and self._gave_all(placement):
-            self._leave()
+
+    def _busy_with_leaving(self) -> bool:
+        return bool(self._parts or self._summary.unready or self._local.hints.totals)
 
     def _gave_all(self, placement: Placement) -> bool:
         """Whether no slot is ours any more. (What we hold, but nobody is to gain, is none: the cluster is smaller than n now.)"""
