@@ -7,6 +7,7 @@ from tests.core.moving import KEYS, check_copies, filled, settle
 from tests.core.wire import Wire
 
 from cartwheel.core.errors import Code
+from cartwheel.core.membership import administration
 from cartwheel.core.messages import Administered, ClientAbandon, ClientCommit, ClientJoin, Failure, Stored
 
 
@@ -194,3 +195,19 @@ def test_the_plan_warns_of_who_comes_or_goes_and_does_not_answer(wire):
     wire.ask("a", ClientAbandon(0))
     wire.stage("a", "remove", "d")
     assert not any("does not answer" in text for text in wire.nodes["a"].plan().warnings)
+
+
+def test_a_plan_is_made_once(wire, monkeypatch):
+    """Whoever waits for a hand-over asks for it twice a second: it is made again only when it is another one."""
+    made = []
+    honest = administration.plan
+    monkeypatch.setattr(administration, "plan", lambda *args, **fields: made.append(args) or honest(*args, **fields))
+    wire.stage("a", "leave", "d")
+    first = wire.nodes["a"].plan()
+    assert wire.nodes["a"].plan() == first
+    assert len(made) == 1
+    wire.crash("c")
+    assert wire.nodes["a"].plan().silent == ["c"], "what may change at any time is looked at each time"
+    wire.stage("a", "reweigh", "b", weight=2.0)
+    assert wire.nodes["a"].plan().digest != first.digest
+    assert len(made) == 2

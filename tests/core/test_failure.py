@@ -114,6 +114,7 @@ def test_a_silent_peer_is_out_within_late_s_and_a_tick(wire, kinds, phase_s, bus
     assert LATE_S - 1e-3 <= wire.now_s - asked_s <= LATE_S + TICK_S + 1e-3
     assert seen(wire, "a", "b").state == "silent"
     assert seen(wire, "a", "b").reason == "no answer within 0.2 s"
+    assert wire.nodes["a"].local.why_unreachable("b") == "no answer within 0.2 s", "as failures of requests say, too"
     assert seen(wire, "a", "b").reachable
     assert fit(wire, "a", "c") == "rwd"
     assert verdicts(wire) == {"silent": 1, "up": 2}

@@ -346,17 +346,15 @@ def test_what_nodes_hold_is_not_refused(sound):
 
 @pytest.mark.parametrize("whole", [0, 4096])
 def test_a_view_that_follows_another_says_what_one_made_anew_would(monkeypatch, whole):
-    """Slots are taken over from view to view while nodes join, leave, gain, give and are removed, and a ring is doubled; each time
-    they are what a placement without a past finds, and all that are others are said to have changed."""
+    """Slots are taken over from view to view while nodes join, leave, gain, give and are removed, and a ring is doubled. Each
+    time they are what a placement without a past finds, and all that are others are said to have changed."""
     views = [0, 0]
     honest = Local.place
 
     def place(local, placement, epoch, buckets):
         before, levels = local.placement, local.levels
         old = {} if before is None else {(p, n): before.slots(p, n) for n in levels for p in range(before.ring.q)}
-        anew = Placement(
-            placement.ring, placement._founding, placement.removed, placement._holdings, placement._begun
-        )
+        anew = Placement(placement.ring, placement._founding, placement.removed, placement._holdings, placement._begun)
         honest(local, placement, epoch, buckets)
         views[placement.changed is not None] += 1
         for n in local.levels:

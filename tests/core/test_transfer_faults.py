@@ -24,7 +24,9 @@ from tests.core.wire import Wire
 
 from cartwheel.core import versions
 from cartwheel.core.messages import (
+    ClientGet,
     Failure,
+    Found,
     HintDeliver,
     JoinAsk,
     JoinTold,
@@ -438,3 +440,29 @@ def test_a_tombstone_that_moves_deletes():
     assert [bool(holders(wire, key)) for key in KEYS] == [False, True] * (len(KEYS) // 2)
     assert not wire.stores["d"].scan(Space.HINTS, limit=1)
     assert wire.sealed("d", record_key("0", KEYS[0])) is None
+
+
+def test_a_leaver_answers_what_is_under_way_before_it_is_gone():
+    """It takes no more requests once it has handed over everything; its peers hear it until those it has are answered."""
+    wire = filled("abcd")
+    wire.change("a", "leave", "d")
+    key = next(key for key in KEYS if "d" not in slots(wire, key).owners)
+    wire.lose = lambda src, dst, message: src == "d" and isinstance(message, ReplicaRead)
+    asked = None
+    for _ in range(200):
+        if wire.nodes["d"].requests_under_way == 0 and not wire.nodes["d"].local.retired:
+            asked = wire.ask("d", ClientGet(0, "0", key, timeout_s=30.0))
+            client = wire.client
+            assert asked is None, "it is under way"
+        wire.advance(0.25)
+        if wire.nodes["d"].local.retired:
+            break
+    assert wire.nodes["d"].local.serves, "it is not gone yet"
+    refused = wire.ask("d", ClientGet(0, "0", key))
+    assert isinstance(refused, Failure)
+    assert "no member" in refused.text
+    wire.lose = lambda src, dst, message: False
+    settle(wire)
+    assert isinstance(wire.replies[client], Found)
+    assert not wire.nodes["d"].local.serves
+    check_copies(wire)

@@ -363,6 +363,22 @@ class Detector:
             if state == "up" or STATES.index(state) > STATES.index(peer.state):
                 local.count("verdicts_" + state.replace(" ", "_"))
             peer.state, peer.since_s = state, local.now_s
+            if state in ("up", "unreachable"):
+                local.verdicts.pop(node, None)
+            else:
+                local.verdicts[node] = self._reasons()[state]
+
+    def _reasons(self) -> dict[str, str]:
+        """State -> what it means, of those that are reachable."""
+        late_s = self._local.config.late_s
+        return {
+            "up": "",
+            "no writes": "its disk is nearly full",
+            "slow reads": f"reads are not answered within {late_s:g} s",
+            "slow writes": f"writes are not answered within {late_s:g} s",
+            "silent": f"no answer within {late_s:g} s",
+            "stopping": "it has been told to stop",
+        }
 
     def view(self, node: NodeId) -> tuple[str, float, str]:
         """A node's state, for how many seconds, and why. Ours too: we are up, or our disk is nearly full."""
@@ -374,16 +390,7 @@ class Detector:
             state, since_s = ("up" if local.takes_writes else "no writes"), self._takes_since_s
         else:
             state, since_s = "unreachable", self._started_s
-        late_s = local.config.late_s
-        reason = {
-            "up": "",
-            "no writes": "its disk is nearly full",
-            "slow reads": f"reads are not answered within {late_s:g} s",
-            "slow writes": f"writes are not answered within {late_s:g} s",
-            "silent": f"no answer within {late_s:g} s",
-            "stopping": "it has been told to stop",
-            "unreachable": local.why_unreachable(node),
-        }[state]
+        reason = local.why_unreachable(node) if state == "unreachable" else self._reasons()[state]
         return state, local.now_s - since_s, reason
 
     def door(self, node: NodeId) -> str:

@@ -88,7 +88,8 @@ class Local:
         self.members = 0  # how many nodes the ring has
         self.size = 0  # the same, and those that leave
         self.epoch = b""
-        self.serves = False  # we are a member, or about to leave: clients may ask us
+        self.serves = False  # we are a member, or leave and still take part
+        self.retired = False  # we leave, and have handed over everything: what clients have under way is the last of it
         self.levels: tuple[int, ...] = ()
         """Each n in use, ascending."""
         self.buckets: dict[str, BucketProps] = {}
@@ -97,6 +98,8 @@ class Local:
         """Peers that the transport can send to."""
         self.unreachable: dict[NodeId, str] = {}
         """The others, and why."""
+        self.verdicts: dict[NodeId, str] = {}
+        """What the failure detector finds of those that are reachable, but not well."""
         self.readable: set[NodeId] = set()
         self.writable: set[NodeId] = set()
         """The reachable ones that answer reads, and those that answer writes, in time: ``failure`` decides."""
@@ -164,13 +167,18 @@ class Local:
         self.placement, self.ring, self.epoch, self.buckets = placement, placement.ring, epoch, buckets
         self.members, self.size = len(placement.ring.members), len(placement.peers)
         self._plans = {}
-        self.serves = self.node in placement.peers
+        self.serves, self.retired = self.node in placement.peers, False
         self.levels = tuple(sorted({DEFAULT_PROPS.n, *(props.n for props in buckets.values())}))
         self.on_place()
 
     def is_peer(self, node: NodeId) -> bool:
         """Whether a node (or this one) takes part: it is a member, or leaves but has not handed over everything yet."""
         return self.placement is not None and node in self.placement.peers
+
+    @property
+    def coordinates(self) -> bool:
+        """Whether clients may ask us."""
+        return self.serves and not self.retired
 
     @property
     def is_member(self) -> bool:
@@ -237,6 +245,8 @@ class Local:
 
     def why_unreachable(self, node: NodeId) -> str:
         """For the text of a failure."""
+        if node in self.reachable:
+            return self.verdicts.get(node, "no answer in time")
         return self.unreachable.get(node, "not connected yet")
 
     # --- the clock and the stint ---

@@ -154,7 +154,7 @@ class Node:
             compare=self._antientropy.compare,
             gain=self._membership.gain,
             give=self._membership.give,
-            leave=self._membership.leave,
+            leave=self._leave,
         )
         self._local.on_write = self._summary.note_write
         self._local.on_mortal = self._reaper.note_write
@@ -325,6 +325,13 @@ class Node:
         self._transfer.handle_place(self._local.placement.changed)
         self._detector.handle_place()  # before requests are planned anew: who has just joined can be asked
         self._coordinator.replan()
+
+    def _leave(self) -> None:
+        """Nothing is left to hand over. Take no more requests, and be gone once those under way are answered: nobody hears a node
+        that is gone."""
+        self._local.retired = True
+        if not self._coordinator.under_way:
+            self._membership.leave()
 
     def _peer_up(self, event: PeerUp) -> None:
         assert event.node != self._local.node, "a node reached itself"

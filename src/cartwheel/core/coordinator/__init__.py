@@ -71,8 +71,8 @@ class Coordinator:
         self._read(event, self.gets.explain)
 
     def _read(self, event: AnyRead, start: Callable[[AnyRead], None]) -> None:
-        if self._is_busy() or not self._local.serves:
-            self._local.reply(event.client, self._busy() if self._local.serves else self._outside())
+        if self._is_busy() or not self._local.coordinates:
+            self._local.reply(event.client, self._busy() if self._local.coordinates else self._outside())
             return
         try:
             check_key(event.key, self._local.plan(event.bucket))
@@ -83,8 +83,8 @@ class Coordinator:
 
     def put(self, event: ClientPut) -> None:
         """A client's put or delete."""
-        if self._is_busy() or not self._local.serves:
-            self._local.reply(event.client, self._busy() if self._local.serves else self._outside())
+        if self._is_busy() or not self._local.coordinates:
+            self._local.reply(event.client, self._busy() if self._local.coordinates else self._outside())
         else:
             self.puts.put(event.put, partial(self._local.reply, event.client))
 

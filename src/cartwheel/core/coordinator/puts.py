@@ -103,7 +103,7 @@ class Puts:
 
     def _start(self, put: PutRequest, done: Done, *, forwarded: bool) -> None:
         local = self._local
-        if not local.serves:  # it has left while the put was forwarded
+        if not local.coordinates:  # it has left while the put was forwarded
             raise Refused(Code.NOQUORUM, f"{local.node} is no member of the cluster")
         plan = local.plan(put.bucket)
         self._check_sizes(put, plan)
@@ -438,8 +438,8 @@ class Puts:
             writing.tally.add(owner)
 
     def _write_again(self, writing: Writing, node: NodeId, intended: NodeId, request_id: int = 0) -> bool:
-        """Send the record as it is now: what was sent first may be superseded everywhere by this time. Where it is here no more (a
-        hint that has been delivered meanwhile), what was sent first must do."""
+        """Send the record as it is now: what was sent first may be superseded everywhere by this time. Where it is here no more
+        (a hint that has been delivered meanwhile), what was sent first must do."""
         local, at, sealed = self._local, writing.at, writing.sealed
         request_id = request_id or writing.anew.get(node, writing.id)
         try:

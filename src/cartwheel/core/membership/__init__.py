@@ -146,9 +146,7 @@ class Membership:
             buckets[name], exact = lenient_bucket_props(texts)
             if not exact:
                 local.count("bucket_props_ignored")
-        placement = Placement(
-            folded.ring, self._founding, folded.removed, self._holdings, self._begun, local.placement
-        )
+        placement = Placement(folded.ring, self._founding, folded.removed, self._holdings, self._begun, local.placement)
         local.place(placement, self._epoch(), buckets)
         self._begin_holding()
 

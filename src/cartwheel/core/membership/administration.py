@@ -29,7 +29,7 @@ from cartwheel.core.messages import (
     PlanTold,
 )
 from cartwheel.core.ring import Change, ChangeKind, History, Ring, fold
-from cartwheel.core.ring.plan import plan
+from cartwheel.core.ring.plan import Plan, plan
 from cartwheel.core.storage import Space
 from cartwheel.core.types import Durability, NodeId
 
@@ -48,6 +48,9 @@ class Administration:
     def __init__(self, local: Local, membership: Membership) -> None:
         self._local = local
         self._membership = membership
+        self._planned: tuple[str, Ring, Plan] | None = (
+            None  # what the last plan was asked for, and what it costs to make
+        )
 
     # --- staging ---
 
@@ -132,8 +135,11 @@ class Administration:
     def plan(self) -> PlanTold:
         """What the staged changes would do."""
         folded, local = self._membership.folded, self._local
-        after = self._after()
-        found = plan(folded.ring, after, n=PLAN_N)
+        digest = self._digest()
+        if self._planned is None or self._planned[0] != digest:
+            after = self._after()
+            self._planned = digest, after, plan(folded.ring, after, n=PLAN_N)
+        _, after, found = self._planned
         warnings = list(found.warnings)
         moving = sum(slots.moving for slots in self._slots(folded.ring))
         if moving:
@@ -146,7 +152,7 @@ class Administration:
         warnings += self._absent(after)
         held = sum(local.node in slots.owners for slots in self._slots(folded.ring))
         return PlanTold(
-            digest=self._digest(),
+            digest=digest,
             changes=[describe(change) for change in folded.staged],
             plan=found,
             warnings=warnings,

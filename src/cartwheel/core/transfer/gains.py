@@ -20,6 +20,8 @@ from cartwheel.core.types import NodeId
 
 PARTS_MAX = 64
 """Partitions in one comparison: when it is done they change hands together, and the work so far counts."""
+LOOK_PARTS = 256
+"""Parts of a new view looked at in one tick: some milliseconds, where after a change of the ring none is known yet."""
 ANSWER_S = 3.0
 """After so long a HandOver is asked again."""
 RETRY_S = 0.5
@@ -93,9 +95,10 @@ class Gains:
         if unseen is None:
             self._parts, self._turn_of_others = {}, {}
             unseen = {(n, partition) for n in self._summary.trees for partition in range(placement.ring.q)}
-        self._unseen = set()
+        self._unseen = unseen
         learned: dict[int, set[int]] = {}
-        for part in sorted(unseen):
+        for part in sorted(unseen)[:LOOK_PARTS]:
+            self._unseen.discard(part)
             n, partition = part
             if n not in self._summary.trees:
                 continue

@@ -28,7 +28,7 @@ from cartwheel.core.messages import Purpose
 from cartwheel.core.placement import Changed, Placement
 from cartwheel.core.storage import Space, split_record_key
 from cartwheel.core.summary import Summary
-from cartwheel.core.transfer.gains import Compare, Compared, Part
+from cartwheel.core.transfer.gains import LOOK_PARTS, Compare, Compared, Part
 from cartwheel.core.types import NodeId
 
 LOOK_S = 5.0
@@ -44,7 +44,7 @@ LOOK_ROWS = 10
 """To look at a part that is nearly empty costs about as much as to remove so many."""
 
 Leave = Callable[[], None]
-"""``Membership.leave``."""
+"""Told, again and again, that this node can leave."""
 
 
 class Leftovers:
@@ -57,7 +57,9 @@ class Leftovers:
         self._leave = leave
         self._levels: tuple[int, ...] = ()  # each n that is looked at
         self._unseen: set[Part] | None = None  # parts whose slots may be others than when we looked; None: all
-        self._look_s = 0.0  # when all are looked at again: what was sent here since by an earlier view is a leftover, too
+        self._look_s = (
+            0.0  # when all are looked at again: what was sent here since by an earlier view is a leftover, too
+        )
         self._parts: dict[Part, None] = {}
         self._safe_s: dict[Part, float] = {}  # since when an owner lacks nothing of it
         self._busy: set[NodeId] = set()
@@ -72,13 +74,11 @@ class Leftovers:
         local = self._local
         placement = local.placement
         assert placement is not None
-        may_leave = local.node in placement.leaving and not self._busy_with_leaving()
-        if local.now_s >= self._look_s or may_leave:
+        if local.now_s >= self._look_s:
             self._unseen = None
         if self._unseen is None or self._unseen or self._damaged_new:
             self._look(placement)
-        if may_leave and not self._busy_with_leaving() and self._gave_all(placement):
-            self._leave()
+        self._maybe_leave(placement)
         if self._parts and local.takes_writes:
             self._maybe_compare(placement)
         rows = REMOVE_ROWS
@@ -106,8 +106,9 @@ class Leftovers:
             self._look_s = local.now_s + LOOK_S
             self._parts = {}
             unseen = {(n, partition) for n in trees for partition in range(placement.ring.q)}
-        self._unseen, self._damaged_new = set(), False
-        for part in sorted(unseen):
+        self._unseen, self._damaged_new = unseen, False
+        for part in sorted(unseen)[:LOOK_PARTS]:
+            self._unseen.discard(part)
             n, partition = part
             self._parts.pop(part, None)
             empty = n not in trees or trees[n].is_empty(partition)
@@ -122,15 +123,17 @@ class Leftovers:
             for part in [part for part in known if part not in self._parts]:
                 del known[part]
 
-    def _busy_with_leaving(self) -> bool:
-        return bool(self._parts or self._summary.unready or self._local.hints.totals)
-
-    def _gave_all(self, placement: Placement) -> bool:
-        """Whether no slot is ours any more. (What we hold, but nobody is to gain, is none: the cluster is smaller than n now.)"""
-        me, q = self._local.node, placement.ring.q
-        return not any(
-            me in placement.slots(partition, n).writers for n in self._summary.trees for partition in range(q)
-        )
+    def _maybe_leave(self, placement: Placement) -> None:
+        """If this node is no member any more: go, once nothing is here, and no slot is ours. (What we hold, but nobody is to
+        gain, is none: the cluster is smaller than n now.)"""
+        me, trees = self._local.node, self._summary.trees
+        if me not in placement.leaving or self._parts or self._summary.unready or self._local.hints.totals:
+            return
+        for n in trees:
+            for partition in range(placement.ring.q):
+                if not trees[n].is_empty(partition) or me in placement.slots(partition, n).writers:
+                    return
+        self._leave()
 
     # --- making sure ---
 
