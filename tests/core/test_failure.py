@@ -555,6 +555,7 @@ def test_health_has_hysteresis(wire):
         (True, True), (True, False), (False, True),
     ]  # fmt: skip
     assert seen(wire, "b", "a").reason == "its disk is nearly full"
+    assert {wire.nodes[node].local.why_unreachable("a") for node in "ab"} == {"its disk is nearly full"}
     assert verdicts(wire, "b") == {"no_writes": 2, "up": 3}
     status = wire.nodes["a"].status()
     assert status.counters["disk_nearly_full"] == 2 * status.counters["disk_has_room"] == 2

@@ -24,19 +24,28 @@ from tests.core.wire import Wire
 
 from cartwheel.core import versions
 from cartwheel.core.messages import (
+    ClientCount,
     ClientGet,
+    ClientHints,
+    ClientScan,
+    Counts,
     Failure,
+    Forward,
+    Forwarded,
     Found,
     HintDeliver,
+    HintsTold,
     JoinAsk,
     JoinTold,
     LeafDiff,
     LeafRows,
     Message,
+    PutRequest,
     ReplicaRead,
     ReplicaValue,
     ReplicaWrite,
     ReplicaWrote,
+    ScanPage,
     Stored,
     ViewPush,
 )
@@ -466,3 +475,85 @@ def test_a_leaver_answers_what_is_under_way_before_it_is_gone():
     assert isinstance(wire.replies[client], Found)
     assert not wire.nodes["d"].local.serves
     check_copies(wire)
+
+
+@pytest.mark.parametrize("kind", [ClientScan, ClientCount, ClientHints])
+def test_a_leaver_answers_questions_to_many_before_it_is_gone(kind):
+    """They hear from the others as long as they are under way. New ones end at once, as at a node that has left."""
+    wire = filled("abcd")
+    wire.change("a", "leave", "d")
+    wire.lose = lambda src, dst, message: isinstance(message, ScanPage | Counts | HintsTold)
+    node, fields = wire.nodes["d"], () if kind is ClientHints else ("0",)
+    for _ in range(200):
+        if not node.requests_under_way and not node.local.retired:
+            assert wire.ask("d", kind(0, *fields)) is None
+            asked = wire.client
+        wire.advance(0.25)
+        if node.local.retired:
+            break
+    for event in (ClientScan(0, "0"), ClientCount(0, "0")):
+        refused = wire.ask("d", event)
+        assert isinstance(refused, Failure)
+        assert refused.text == "d is no member of the cluster; ask one that is"
+    while asked not in wire.replies:
+        assert node.local.serves
+        wire.advance(0.25)
+    settle(wire)
+    assert not node.local.serves
+    assert isinstance(wire.ask("d", ClientScan(0, "0")), Failure), "it need not wait for those who do not hear it"
+
+
+def retiring(wire: Wire) -> bytes:
+    """Let d leave, and have all that it still has to do is a get of this key, which others own."""
+    wire.change("a", "leave", "d")
+    key = next(key for key in KEYS if "d" not in slots(wire, key).owners)
+    wire.lose = lambda src, dst, message: src == "d" and isinstance(message, ReplicaRead)
+    node = wire.nodes["d"]
+    for _ in range(200):
+        if not node.requests_under_way:
+            assert wire.ask("d", ClientGet(0, "0", key, timeout_s=30.0)) is None
+        wire.advance(0.25)
+        if node.local.retired:
+            return key
+    raise AssertionError(node._transfer.status())
+
+
+def test_a_leaver_that_is_given_a_hint_serves_until_it_is_delivered():
+    """Its intended node may be away for long."""
+    wire = filled("abcd")
+    key = retiring(wire)
+    local = wire.nodes["d"].local
+    wire.crash("b")
+    local.keep_hint("b", record_key("0", key), wire.sealed("a", key), Durability.MEMORY)
+    wire.advance(0.25)
+    assert local.coordinates
+    pass_s(wire, 5)
+    assert isinstance(wire.put("d", key, b"new"), Stored)
+    wire.lose = lambda src, dst, message: False
+    wire.restart("b")
+    settle(wire)
+    assert not local.serves
+    assert not wire.stores["d"].scan(Space.HINTS, limit=1)
+
+
+def test_a_leaver_about_to_go_takes_no_forwarded_puts_but_finishes_its_own():
+    """The forwarder goes elsewhere at once. What it forwarded itself before, and nobody else can do, it does here."""
+    wire = filled("abcd")
+    key = retiring(wire)
+    local = wire.nodes["d"].local
+    wire.sent.clear()
+    wire.inject("a", "d", Forward(77, PutRequest("0", key, b"forwarded", request_id=b"r")))
+    (told,) = [message.result for src, _, message in wire.sent if src == "d" and isinstance(message, Forwarded)]
+    assert isinstance(told, Failure)
+    assert not told.unknown
+    done = []
+    wire.nodes["d"]._coordinator.puts.put(
+        PutRequest("0", key, b"own", request_id=b"o"), lambda result, hold: done.append(result), forwarded=True
+    )
+    wire.advance(0)
+    assert local.serves
+    assert isinstance(done[0], Stored)
+    wire.lose = lambda src, dst, message: False
+    settle(wire)
+    assert not local.serves
+    assert b"own" in wire.values("a", key)

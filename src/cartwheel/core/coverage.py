@@ -84,11 +84,25 @@ class Coverage:
         self._ends: dict[int, list[bytes | None]] = {}  # n -> partition -> end of its stretch
         self._ends_epoch = b""
 
+    @property
+    def under_way(self) -> int:
+        """Requests not answered yet."""
+        return len(self._requests)
+
+    def _refuses(self, client: object) -> bool:
+        """Whether this node takes no requests: its peers would not answer, and the client would wait for nothing."""
+        local = self._local
+        if not local.coordinates:
+            local.reply(client, Failure(Code.NOQUORUM, f"{local.node} is no member of the cluster; ask one that is"))
+        return not local.coordinates
+
     # --- counts ---
 
     def count(self, event: ClientCount) -> None:
         """Ask every node for its counts."""
         local = self._local
+        if self._refuses(event.client):
+            return
 
         def done(result: Result) -> None:
             local.reply(event.client, result)
@@ -125,6 +139,8 @@ class Coverage:
     def scan(self, event: ClientScan) -> None:
         """One page of keys, from R owners of the stretch that begins at the cursor."""
         local = self._local
+        if self._refuses(event.client):
+            return
         assert local.ring is not None
         if not 0 <= event.start < 1 << 8 * CURSOR_BYTES:
             local.reply(event.client, Failure(Code.INVALID, "no such cursor"))

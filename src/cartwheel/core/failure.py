@@ -303,6 +303,10 @@ class Detector:
             local.takes_writes = not local.takes_writes
             self._takes_since_s = local.now_s
             local.count("disk_has_room" if local.takes_writes else "disk_nearly_full")
+            if local.takes_writes:
+                local.verdicts.pop(local.node, None)
+            else:
+                local.verdicts[local.node] = self._reasons()["no writes"]
             self._tell_all()
 
     def handle_health(self, src: NodeId, message: Health) -> None:

@@ -376,6 +376,11 @@ class Hints:
                 ask.holders[node] = local.why_unreachable(node)
         self._maybe_tell(request_id, ask)
 
+    @property
+    def under_way(self) -> int:
+        """Questions not answered yet."""
+        return len(self._asks)
+
     def handle_ask(self, src: NodeId, message: HintsAsk) -> None:
         """Tell what is kept here."""
         self._local.send(src, HintsTold(message.id, self.status()))

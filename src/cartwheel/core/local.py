@@ -99,7 +99,7 @@ class Local:
         self.unreachable: dict[NodeId, str] = {}
         """The others, and why."""
         self.verdicts: dict[NodeId, str] = {}
-        """What the failure detector finds of those that are reachable, but not well."""
+        """What the failure detector finds of those that are reachable, but not well; of us, that our disk is nearly full."""
         self.readable: set[NodeId] = set()
         self.writable: set[NodeId] = set()
         """The reachable ones that answer reads, and those that answer writes, in time: ``failure`` decides."""
@@ -167,7 +167,8 @@ class Local:
         self.placement, self.ring, self.epoch, self.buckets = placement, placement.ring, epoch, buckets
         self.members, self.size = len(placement.ring.members), len(placement.peers)
         self._plans = {}
-        self.serves, self.retired = self.node in placement.peers, False
+        self.serves = self.node in placement.peers
+        self.retired = self.retired and not self.is_member
         self.levels = tuple(sorted({DEFAULT_PROPS.n, *(props.n for props in buckets.values())}))
         self.on_place()
 
@@ -245,7 +246,7 @@ class Local:
 
     def why_unreachable(self, node: NodeId) -> str:
         """For the text of a failure."""
-        if node in self.reachable:
+        if node in self.verdicts or node in self.reachable:
             return self.verdicts.get(node, "no answer in time")
         return self.unreachable.get(node, "not connected yet")
 

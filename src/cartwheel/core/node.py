@@ -171,6 +171,7 @@ class Node:
                 self._transfer.handle_tick,
             ]
         )
+        self._can_leave = False  # found in this tick
         self._messages = self._message_handlers()
         self._events = self._event_handlers()
 
@@ -329,8 +330,8 @@ class Node:
     def _leave(self) -> None:
         """Nothing is left to hand over. Take no more requests, and be gone once those under way are answered: nobody hears a node
         that is gone."""
-        self._local.retired = True
-        if not self._coordinator.under_way:
+        self._local.retired = self._can_leave = True
+        if not self.requests_under_way:
             self._membership.leave()
 
     def _peer_up(self, event: PeerUp) -> None:
@@ -376,16 +377,18 @@ class Node:
         self._coverage.handle_tick()
         self._local.mind_clock()
         self._membership.handle_tick()
+        self._can_leave = False
         for handle_tick in self._background:
             handle_tick()
+        self._local.retired = self._can_leave  # if it was sent a hint meanwhile it is of use until that is delivered
         self._background.rotate(1)  # at its floor the budget is for who comes first
 
     # --- for people and tests ---
 
     @property
     def requests_under_way(self) -> int:
-        """At this coordinator, not answered yet."""
-        return self._coordinator.under_way
+        """Of clients, and puts that others forwarded to us: not answered yet."""
+        return self._coordinator.under_way + self._coverage.under_way + self._hints.under_way
 
     def buckets_with_keys(self) -> list[str]:
         """The buckets that this node holds live keys of."""

@@ -62,6 +62,8 @@ SETTLE_TOLD_S = 0.5
 """For a repair that somebody asked for: who waits for it wants all of it, and a few records too many do no harm."""
 RETRY_S = 0.5
 """A repair that gave way to the other node's session tries again after so long."""
+TOLD_MAX = 4
+"""Comparisons with one peer for one purpose: while an answer is on its way, or made, others are worked on."""
 SESSION_S_MAX = 30.0
 """A session with more to do ends, so that the next peer has its turn: a node with an empty disk hears all of them."""
 
@@ -82,7 +84,7 @@ class AntiEntropy:
         self.repairs = Repairs(local, summary, self._shares)
         self._scrub = Scrub(local, summary, damage)
         self._session: Session | None = None
-        self._told: dict[NodeId, tuple[Session, Ended]] = {}  # comparisons for other machines, one with a peer
+        self._told: list[tuple[Session, Ended]] = []  # comparisons for other machines
         self._repair: Repair | None = None  # what the session is part of
         self._last_peer: NodeId = ""
         self._next_s = 0.0
@@ -108,20 +110,19 @@ class AntiEntropy:
 
     def compare(self, peer: NodeId, parts: list[Part], purpose: Purpose, ended: Ended) -> bool:
         """Compare these parts with a peer now, beside the rounds, and leave out nothing that is young. ``ended`` is told the
-        session once it has ended. False: one with this peer is under way. For ``transfer``."""
-        if peer in self._told:
+        session once it has ended. False: as many as may be are under way with this peer, for this purpose. For ``transfer``."""
+        if sum(session.peer == peer and session.purpose is purpose for session, _ in self._told) >= TOLD_MAX:
             return False
         session = Session(
             self._local, self._summary, self._rows, self._traffic, self._ages, peer, parts, float("inf"), 0.0, purpose,
         )  # fmt: skip
-        self._told[peer] = session, ended
+        self._told.append((session, ended))
         session.advance()
         return True
 
-    def _maybe_end_told(self, peer: NodeId) -> None:
-        session, ended = self._told[peer]
-        if session.ended:
-            del self._told[peer]
+    def _end_told(self) -> None:
+        for session, ended in [told for told in self._told if told[0].ended]:
+            self._told.remove((session, ended))
             ended(session)
 
     # --- repairs ---
@@ -153,27 +154,30 @@ class AntiEntropy:
         if self._session is not None and self._session.peer == src:
             self._session.handle_leaves(message)
             self._maybe_end()
-        if src in self._told:
-            self._told[src][0].handle_leaves(message)
-            self._maybe_end_told(src)
+        for session, _ in self._told:
+            if session.peer == src:
+                session.handle_leaves(message)  # which is for one of them
+        self._end_told()
 
     def handle_diff(self, src: NodeId, message: LeafDiff) -> None:
         """The answer to our keys."""
         if self._session is not None and self._session.peer == src:
             self._session.handle_diff(message)
             self._maybe_end()
-        if src in self._told:
-            self._told[src][0].handle_diff(message)
-            self._maybe_end_told(src)
+        for session, _ in self._told:
+            if session.peer == src:
+                session.handle_diff(message)
+        self._end_told()
 
     def handle_peer_down(self, node: NodeId, reason: str) -> None:
         """What was asked of this peer will not be answered."""
         if self._session is not None and self._session.peer == node:
             self._session.ended = reason
             self._maybe_end()
-        if node in self._told:
-            self._told[node][0].ended = reason
-            self._maybe_end_told(node)
+        for session, _ in self._told:
+            if session.peer == node:
+                session.ended = reason
+        self._end_told()
 
     # --- sessions ---
 
@@ -184,9 +188,9 @@ class AntiEntropy:
             self._maybe_end()
         if self._session is None:
             self._maybe_begin()
-        for peer in list(self._told):
-            self._told[peer][0].handle_tick()
-            self._maybe_end_told(peer)
+        for session, _ in self._told:
+            session.handle_tick()
+        self._end_told()
         self.fetches.handle_tick()
         self._scrub.handle_tick()
 
@@ -277,6 +281,6 @@ class AntiEntropy:
 
     def check(self) -> None:
         """Assert the invariants."""
-        for session in (self._session, *(session for session, _ in self._told.values())):
+        for session in (self._session, *(session for session, _ in self._told)):
             if session is not None:
                 session.check()

@@ -52,7 +52,7 @@ class Session:
         self.peer = peer
         self.end_s = end_s  # a session with much to do makes room for others then
         self._settle_ms = round(settle_s * 1000)
-        self._purpose = purpose
+        self.purpose = purpose
         self.left: dict[Part, None] = dict.fromkeys(parts)
         self.lacked: set[Part] = set()
         """Those of which the other one lacked something."""
@@ -122,8 +122,8 @@ class Session:
             self._paused = True  # on with the others at the next tick
             return
         roots = tree.roots(partitions)
-        epoch = self._local.epoch if self._purpose is Purpose.SHARED else b""
-        ask = TreeRoots(self._expect(), epoch, self._n, packed(partitions), roots, self._purpose)
+        epoch = self._local.epoch if self.purpose is Purpose.SHARED else b""
+        ask = TreeRoots(self._expect(), epoch, self._n, packed(partitions), roots, self.purpose)
         self._traffic.send(self.peer, ask)
 
     def handle_leaves(self, message: TreeLeaves) -> None:
@@ -200,7 +200,7 @@ class Session:
         self.advance()
 
     def _take(self, rows: list[tuple[bytes, bytes]]) -> None:
-        given = self._purpose is Purpose.GIVEN
+        given = self.purpose is Purpose.GIVEN
         for record_key, sealed in rows:
             if given and self._rows.sealed(record_key) is None:
                 continue  # it is there: that is all we want to know

@@ -95,10 +95,10 @@ class Coordinator:
         if local.now_s - self._ticked_s > STALL_S:
             local.count("forwards_too_old")
             local.send(src, Forwarded(message.id, Failure(Code.NOQUORUM, f"{local.node} was stopped for a while")))
-        elif not self._is_busy():
-            self.puts.handle_forward(src, message)
+        elif self._is_busy() or not local.coordinates:
+            local.send(src, Forwarded(message.id, self._busy() if local.coordinates else self._outside()))
         else:
-            local.send(src, Forwarded(message.id, self._busy()))
+            self.puts.handle_forward(src, message)
 
     def crowd(self) -> Crowd:
         """How much is under way: a bounded queue beats a late answer."""

@@ -103,7 +103,7 @@ class Puts:
 
     def _start(self, put: PutRequest, done: Done, *, forwarded: bool) -> None:
         local = self._local
-        if not local.coordinates:  # it has left while the put was forwarded
+        if not local.serves:  # it has left while the put was forwarded. One that retires ends what it began
             raise Refused(Code.NOQUORUM, f"{local.node} is no member of the cluster")
         plan = local.plan(put.bucket)
         self._check_sizes(put, plan)

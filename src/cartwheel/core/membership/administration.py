@@ -28,7 +28,7 @@ from cartwheel.core.messages import (
     Failure,
     PlanTold,
 )
-from cartwheel.core.ring import Change, ChangeKind, History, Ring, fold
+from cartwheel.core.ring import Change, ChangeKind, Folded, History, Ring, fold
 from cartwheel.core.ring.plan import Plan, plan
 from cartwheel.core.storage import Space
 from cartwheel.core.types import Durability, NodeId
@@ -48,9 +48,7 @@ class Administration:
     def __init__(self, local: Local, membership: Membership) -> None:
         self._local = local
         self._membership = membership
-        self._planned: tuple[str, Ring, Plan] | None = (
-            None  # what the last plan was asked for, and what it costs to make
-        )
+        self._planned: tuple[Folded, Ring, Plan] | None = None  # the last one: of what, the ring after it, the plan
 
     # --- staging ---
 
@@ -135,10 +133,9 @@ class Administration:
     def plan(self) -> PlanTold:
         """What the staged changes would do."""
         folded, local = self._membership.folded, self._local
-        digest = self._digest()
-        if self._planned is None or self._planned[0] != digest:
+        if self._planned is None or self._planned[0] is not folded:
             after = self._after()
-            self._planned = digest, after, plan(folded.ring, after, n=PLAN_N)
+            self._planned = folded, after, plan(folded.ring, after, n=PLAN_N)
         _, after, found = self._planned
         warnings = list(found.warnings)
         moving = sum(slots.moving for slots in self._slots(folded.ring))
@@ -152,7 +149,7 @@ class Administration:
         warnings += self._absent(after)
         held = sum(local.node in slots.owners for slots in self._slots(folded.ring))
         return PlanTold(
-            digest=digest,
+            digest=self._digest(),
             changes=[describe(change) for change in folded.staged],
             plan=found,
             warnings=warnings,

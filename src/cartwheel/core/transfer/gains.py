@@ -10,6 +10,7 @@ Invariant: this node counts itself only for parts that each of their sources has
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from cartwheel.core.local import Local
@@ -74,7 +75,7 @@ class Gains:
         self._unseen: set[Part] | None = None  # parts whose slots may be others than when we looked; None: all
         self._parts: dict[Part, _Gaining] = {}
         self._turn_of_others: dict[Part, NodeId] = {}  # blank parts in which another blank owner comes first
-        self._busy: set[NodeId] = set()  # a comparison with these is under way
+        self._comparing: dict[NodeId, set[Part]] = {}  # with whom comparisons are under way, and of what
         self._rest_until_s: dict[NodeId, float] = {}
         self._why: dict[NodeId, str] = {}
         self._asked: dict[int, list[Part]] = {}
@@ -155,21 +156,20 @@ class Gains:
         if not local.takes_writes:
             self._why[source] = "our disk is nearly full"
             return
-        if source in self._busy or local.now_s < self._rest_until_s.get(source, 0.0):
+        if local.now_s < self._rest_until_s.get(source, 0.0):
             return
-        todo = [part for part in parts if not self._is_compared(self._parts[part], source)]
-        ready = [part for part in todo if self._summary.ready(part[1])][:PARTS_MAX]
-        if not ready:
-            if todo:
-                self._why[source] = "our hash trees are being built"
-            return
-        tags = {part: self._parts[part].tag for part in ready}
-
-        def ended(session: Compared) -> None:
-            self._compared(source, tags, session)
-
-        if self._compare(source, ready, Purpose.GAINED, ended):
-            self._busy.add(source)
+        comparing = self._comparing.setdefault(source, set())
+        todo = [part for part in parts if part not in comparing and not self._is_compared(self._parts[part], source)]
+        ready = [part for part in todo if self._summary.ready(part[1])]
+        if todo and not ready and not comparing:
+            self._why[source] = "our hash trees are being built"
+        while ready:
+            piece, ready = ready[:PARTS_MAX], ready[PARTS_MAX:]
+            comparing.update(piece)
+            tags = {part: self._parts[part].tag for part in piece}
+            if not self._compare(source, piece, Purpose.GAINED, partial(self._compared, source, tags)):
+                comparing.difference_update(piece)
+                return
             self._why[source] = ""
 
     def _is_compared(self, gaining: _Gaining, source: NodeId) -> bool:
@@ -178,7 +178,7 @@ class Gains:
     def _compared(self, source: NodeId, tags: dict[Part, int], session: Compared) -> None:
         """A comparison has ended."""
         local = self._local
-        self._busy.discard(source)
+        self._comparing[source].difference_update(tags)
         self.received += session.received
         done = [part for part in tags if part not in session.left]
         for part in done:
@@ -248,7 +248,7 @@ class Gains:
             for source in gaining.sources:
                 left[source] = left.get(source, 0) + (source not in gaining.granted)
         found = [
-            MemberTransfer(source, count, source in self._busy, self._why.get(source, ""))
+            MemberTransfer(source, count, bool(self._comparing.get(source)), self._why.get(source, ""))
             for source, count in sorted(left.items())
         ]
         if self._turn_of_others:

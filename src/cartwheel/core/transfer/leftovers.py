@@ -57,9 +57,7 @@ class Leftovers:
         self._leave = leave
         self._levels: tuple[int, ...] = ()  # each n that is looked at
         self._unseen: set[Part] | None = None  # parts whose slots may be others than when we looked; None: all
-        self._look_s = (
-            0.0  # when all are looked at again: what was sent here since by an earlier view is a leftover, too
-        )
+        self._look_s = 0.0  # when all are looked at again: meanwhile records may have come by an earlier view
         self._parts: dict[Part, None] = {}
         self._safe_s: dict[Part, float] = {}  # since when an owner lacks nothing of it
         self._busy: set[NodeId] = set()
