@@ -9,8 +9,9 @@ from collections import Counter
 
 import pytest
 
-from cartwheel.chaos.history import NO_CONTEXT, Final, Kind, Op
-from cartwheel.chaos.judge import judge_key
+from cartwheel.chaos.history import NO_CONTEXT, Final, Kind, Op, Owners
+from cartwheel.chaos.judge import judge_key, lasting_owners
+from cartwheel.core.ring.ring import position
 from cartwheel.sim.history import Status
 
 OK, REJECTED, UNKNOWN = Status.OK, Status.REJECTED, Status.UNKNOWN
@@ -64,7 +65,7 @@ class Tale:
         held = replicas or {node: {"clock": clock, "versions": list(ids)} for node in ("n1", "n2", "n3")}
         final = Final("k", held, clock=clock, ids=list(ids), sets=[f"{bits:x}" for bits in sets])
         self.counts = Counter()
-        found = judge_key("k", self.ops, final, self.counts, disk_lost=disk_lost)
+        found = judge_key("k", self.ops, final, self.counts, owners=final.replicas, disk_lost=disk_lost)
         return sorted({violation.rule for violation in found.violations})
 
 
@@ -250,7 +251,18 @@ def test_a_key_that_nobody_looked_at_is_judged_by_its_gets():
     tale.put(1)
     tale.get(1, 9)
     counts = Counter()
-    assert [v.rule for v in judge_key("k", tale.ops, None, counts).violations] == ["C2"]
+    assert [v.rule for v in judge_key("k", tale.ops, None, counts, owners=()).violations] == ["C2"]
+
+
+def test_owners_of_a_key_while_members_come_and_go():
+    """Who owns it in every ring; the rings may be told in any number, and a key lies in the part that its position says."""
+    parts = [["n1", "n2", "n3"], ["n2", "n3", "n4"], ["n3", "n4", "n5"], ["n4", "n5", "n1"]]
+    first = Owners(0.0, parts)
+    for key in ("r1.0", "c3.2", "s7.1"):
+        part = position("0", key.encode())[0] >> 6
+        assert lasting_owners([first], key) == set(parts[part])
+        moved = Owners(1.0, [["n1", "n2", "n6"]] * 4)
+        assert lasting_owners([first, moved, first], key) == set(parts[part]) & {"n1", "n2"}
 
 
 def test_sets():

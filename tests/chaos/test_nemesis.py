@@ -10,14 +10,17 @@ import sys
 import pytest
 
 from cartwheel.chaos import nemesis, shim
-from cartwheel.chaos.nemesis import NETWORK, Nemesis, choose, draw, draw_cycles
+from cartwheel.chaos.draw import draw, draw_cycles
+from cartwheel.chaos.nemesis import MEMBERS, NETWORK, Nemesis, choose
 from cartwheel.core.errors import ConfigError
 
 NODES = ["n1", "n2", "n3", "n4", "n5"]
 SEEDS = range(60)
+STAYING = tuple(kind for kind in Nemesis if kind not in MEMBERS)
+"""The kinds that leave the members as they are."""
 
 
-def plans(seconds=300.0, kinds=tuple(Nemesis)):
+def plans(seconds=300.0, kinds=STAYING):
     return [draw(seed, kinds, NODES, seconds) for seed in SEEDS]
 
 
@@ -38,9 +41,10 @@ def test_only_one_node_ever_loses_its_disk():
 
 
 def test_all_kinds_are_drawn_and_each_lane_does_one_thing_at_a_time():
-    """Every kind comes before any comes twice; processes in one lane, the network in the other."""
+    """Every kind comes before any comes twice; processes in one lane, the network in another, nobody comes or goes."""
     for plan in plans(seconds=1200.0):
-        for lane, kinds in zip(plan, (set(Nemesis) - set(NETWORK), set(NETWORK)), strict=True):
+        assert not plan.pop()
+        for lane, kinds in zip(plan, (set(STAYING) - set(NETWORK), set(NETWORK)), strict=True):
             assert {step.kind for step in lane[: len(kinds)]} == kinds
             assert {step.kind for step in lane} == kinds
             for before, after in itertools.pairwise(lane):
@@ -88,8 +92,17 @@ def test_names():
     """One by one, or as a group; each counts once."""
     assert choose(["kill", "partition", "split"]) == ([Nemesis.KILL, *NETWORK], [])
     assert choose(["none"]) == ([], [])
+    assert choose(["membership"]) == (list(MEMBERS), [])
     with pytest.raises(ConfigError, match="no nemesis 'hurricane'; known are kill"):
         choose(["hurricane"])
+
+
+def test_a_short_run_leaves_the_members_alone():
+    """Unless that is asked for."""
+    kinds, notes = choose(["all"], 20.0)
+    assert not set(kinds) & set(MEMBERS)
+    assert notes[-1].startswith("without changes of the members")
+    assert choose(["all", "join"], 20.0)[0][-1] is Nemesis.JOIN
 
 
 def test_what_this_machine_cannot_do(monkeypatch):
@@ -98,6 +111,7 @@ def test_what_this_machine_cannot_do(monkeypatch):
     with pytest.raises(ConfigError, match=r"nemesis eio: .*C compiler"):
         choose(["eio"])
     kinds, notes = choose(["all"])
+    assert set(MEMBERS) < set(kinds)
     assert Nemesis.EIO not in kinds
     assert any(note.startswith("without eio") for note in notes)
     monkeypatch.setattr(nemesis, "knows_quota", lambda: False)

@@ -10,14 +10,16 @@ import sys
 import pytest
 from tests.cli.harness import environment, invoke
 
+from cartwheel.chaos.draw import draw
 from cartwheel.chaos.history import Fault, Final, Op, read_lines
-from cartwheel.chaos.nemesis import Nemesis, draw
+from cartwheel.chaos.nemesis import Nemesis
 from cartwheel.sim.history import Status
 
 DEADLINE_S = 200.0
 """The run itself takes some 20 s; owners may take 120 s to agree before that counts as a violation."""
 pytestmark = pytest.mark.timeout(DEADLINE_S + 20)
 SECONDS, KINDS = 12.0, (Nemesis.KILL, Nemesis.SPLIT)
+FOUNDERS = ["n1", "n2", "n3", "n4", "n5"]
 
 
 def chaos(home, *arguments):

@@ -3,7 +3,8 @@
     run       what was asked for: the first line
     op        a client's request, when it ended
     fault     something that the nemesis did, when it was over
-    away      when a node's process could not answer: dead, stopped, or starting
+    away      when a node's process could not answer (dead, stopped, or starting), or it was no member
+    ring      who is to own each partition, at the start, after each change of the members, and at the end
     trouble   something that must not happen and that no judge could see from the operations: a node that halted by itself
     final     what the owners of a key hold after healing
     end       when the load began and stopped, and how long the replicas took to agree: the last line
@@ -50,6 +51,9 @@ class Run(msgspec.Struct, tag="run", tag_field="t", kw_only=True):
     version: str
     seed: int
     nodes: list[NodeId]
+    """Who founded the cluster,"""
+    more: list[NodeId] = []
+    """and who may have joined later."""
     engine: str
     w: int = 2
     """Copies that make a write succeed."""
@@ -90,6 +94,8 @@ class Op(msgspec.Struct, tag="op", tag_field="t", omit_defaults=True, kw_only=Tr
     """An acknowledged write's own version, from its context."""
     text: str = ""
     """Why it failed."""
+    stranger: bool = False
+    """Whether it was sent to a process that must serve nobody: its failure is no failure."""
 
 
 class Fault(msgspec.Struct, tag="fault", tag_field="t", omit_defaults=True):
@@ -107,11 +113,19 @@ class Fault(msgspec.Struct, tag="fault", tag_field="t", omit_defaults=True):
 
 
 class Away(msgspec.Struct, tag="away", tag_field="t"):
-    """When a node's process could not answer, by our doing."""
+    """When a node's process could not answer, by our doing, or it was no member."""
 
     node: NodeId
     start: float
     end: float
+
+
+class Owners(msgspec.Struct, tag="ring", tag_field="t"):
+    """Who is to own each partition, as a node tells."""
+
+    at: float
+    owners: list[list[NodeId]]
+    """By partition: the first N of its preference list."""
 
 
 class Trouble(msgspec.Struct, tag="trouble", tag_field="t"):
@@ -138,16 +152,22 @@ class Final(msgspec.Struct, tag="final", tag_field="t", omit_defaults=True):
     """Whether the owners agreed only after the key had been read (read repair)."""
 
 
-class End(msgspec.Struct, tag="end", tag_field="t"):
+class End(msgspec.Struct, tag="end", tag_field="t", omit_defaults=True):
     """The last line of a run that was carried out to its end."""
 
     load_from: float
     load_to: float
     agreed_s: float
     """From healing until all owners of all keys agreed, or until the wait was given up."""
+    members: list[NodeId] = []
+    """Who is in the ring,"""
+    epoch: str = ""
+    """the digest of it, and of who holds what,"""
+    changes: int = 0
+    """and how many changes led there."""
 
 
-Line = Run | Op | Fault | Away | Trouble | Final | End
+Line = Run | Op | Fault | Away | Owners | Trouble | Final | End
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)

@@ -13,7 +13,8 @@ dot ``("w", id)``, and *supersedes what the operation had shown whose context it
 3. **Writes that were handed on.** A node that does not own a key lets an owner coordinate the write, and another one or itself
    if that one does not answer. Both may have made a version of it, with one value, and whoever superseded the first has not
    superseded the second: the value may show again. So a write is not said to be resurrected when it shows again, unless an
-   owner was asked, which made the version itself, and promptly; how often is told (``again``).
+   owner was asked, which made the version itself, and promptly; how often is told (``again``). While members come and go owners
+   change, and nodes learn of it at different times: an owner is then who owns the key in every ring of the run.
 
 Keys are judged one after the other, read from the file by their places, so memory is bounded by the longest story of a single
 key, and a few words per operation.
@@ -29,14 +30,30 @@ from pathlib import Path
 
 import msgspec
 
-from cartwheel.chaos.history import NO_CONTEXT, Away, End, Fault, Final, Kind, Op, Run, Trouble, read_lines, read_ops
+from cartwheel.chaos.history import (
+    NO_CONTEXT,
+    Away,
+    End,
+    Fault,
+    Final,
+    Kind,
+    Op,
+    Owners,
+    Run,
+    Trouble,
+    read_lines,
+    read_ops,
+)
+from cartwheel.chaos.load import BUCKET
 from cartwheel.chaos.measure import Measured
 from cartwheel.core.errors import ConfigError
+from cartwheel.core.ring.ring import position
 from cartwheel.core.types import Clock, Dot, NodeId, node_of
 from cartwheel.sim import checkers, history
 from cartwheel.sim.checkers import Pasts
 from cartwheel.sim.history import KeyHistory, Mint, Read, Status, Try, Violation, Write, describe
 
+POSITION_BITS = 128
 PROMPT_S = 0.15
 """An owner that coordinates a write itself, and answers within this time, has handed it to nobody (a node waits longer before it
 asks another one, see ``Config``)."""
@@ -63,6 +80,7 @@ class Record:
     end: End | None = None
     faults: list[Fault] = field(default_factory=list)
     aways: list[Away] = field(default_factory=list)
+    rings: list[Owners] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
     finals: dict[str, Final] = field(default_factory=dict)
     places: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -83,11 +101,14 @@ def read_record(path: Path) -> Record:
         assert record is not None, "read_lines begins with a Run"
         if isinstance(line, Op):
             record.places[line.key].append(place)
-            record.measured.add(line)
+            if not line.stranger:
+                record.measured.add(line)
         elif isinstance(line, Fault):
             record.faults.append(line)
         elif isinstance(line, Away):
             record.aways.append(line)
+        elif isinstance(line, Owners):
+            record.rings.append(line)
         elif isinstance(line, Trouble):
             record.troubles.append(line)
         elif isinstance(line, Final):
@@ -108,7 +129,11 @@ def judge(path: Path, record: Record) -> Verdict:
     with path.open("rb") as file:
         for key, places in sorted(record.places.items()):
             ops = read_ops(file, places)
-            found = judge_key(key, ops, record.finals.get(key), verdict.counts, disk_lost=record.run.disk_lost)
+            final = record.finals.get(key)
+            owners = (
+                lasting_owners(record.rings, key) if record.rings else set(final.replicas if final is not None else ())
+            )
+            found = judge_key(key, ops, final, verdict.counts, owners=owners, disk_lost=record.run.disk_lost)
             verdict.violations += found.violations
             if found.violations and len(verdict.stories) < STORIES_MAX:
                 at = min((each.at for each in found.violations if each.at), default=math.inf)
@@ -120,6 +145,16 @@ def judge(path: Path, record: Record) -> Verdict:
     return verdict
 
 
+def lasting_owners(rings: Iterable[Owners], key: str) -> set[NodeId]:
+    """Who owns this key in all of these rings."""
+    found: set[NodeId] | None = None
+    for ring in rings:
+        place = int.from_bytes(position(BUCKET, key.encode()), "big")
+        owners = set(ring.owners[place * len(ring.owners) >> POSITION_BITS])
+        found = owners if found is None else found & owners
+    return found or set()
+
+
 @dataclass(slots=True)
 class KeyVerdict:
     """One key's."""
@@ -129,10 +164,16 @@ class KeyVerdict:
 
 
 def judge_key(
-    key: str, ops: list[Op], final: Final | None, counts: Counter[str], *, disk_lost: bool = False
+    key: str,
+    ops: list[Op],
+    final: Final | None,
+    counts: Counter[str],
+    *,
+    owners: Collection[NodeId],
+    disk_lost: bool = False,
 ) -> KeyVerdict:
-    """All checkers over one key; ``counts`` is added to."""
-    story = Story(key, ops, owners=() if final is None else final.replicas)
+    """All checkers over one key; ``counts`` is added to. ``owners``: who owned it all the time."""
+    story = Story(key, ops, owners=owners)
     if final is not None:
         counts["excused"] += story.end(final, disk_lost=disk_lost)
     counts["again"] += len(story.again)

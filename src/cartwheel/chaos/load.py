@@ -46,6 +46,8 @@ HOT, COLD, SETS = 64, 16, 8
 WRITES_MAX = {"r": 300, "c": 3, "s": 200}
 SHARES = {"r": 75, "c": 10, "s": 15}
 """Of a hundred requests so many go to each class of keys."""
+VISIT_S = 0.1
+"""Between two requests to a node that must serve nobody."""
 MOVE_PROBABILITY = 0.005
 READ_BYTES = 64 * 1024
 
@@ -126,6 +128,7 @@ class Load:
     keys: list[str] = field(default_factory=list)
     """All that were ever used."""
     stopping: bool = False
+    _visitors: int = 0
     _seq: int = 0
     _write_id: int = 0
     _due: float = 0.0
@@ -141,6 +144,11 @@ class Load:
         async with asyncio.TaskGroup() as group:
             for number in range(self.clients):
                 group.create_task(Client(self, number).run())
+
+    def visit(self, label: str, port: int) -> Visitor:
+        """One client more, at a node that must serve nobody."""
+        self._visitors += 1
+        return Visitor(self, self.clients + self._visitors, label, port)
 
     async def turn(self) -> None:
         """Wait until a request is due."""
@@ -166,6 +174,9 @@ class Load:
 
     def ended(self, op: Op) -> None:
         """An operation is over."""
+        if op.stranger:
+            self.writer.write(op)
+            return
         self.tally.done += 1
         self.tally.failed += op.status is not Status.OK
         self.tally.acked += op.status is Status.OK and op.kind is not Kind.GET
@@ -238,7 +249,7 @@ class Client:
         """One thing after another, until the load stops."""
         try:
             while not self.load.stopping:
-                if self.dice.random() < MOVE_PROBABILITY:
+                if self.dice.random() < MOVE_PROBABILITY or self.node not in self.load.ports:
                     self._leave()
                 await self._next()
         finally:
@@ -260,7 +271,7 @@ class Client:
                 self._leave()
             try:
                 self._wire = await Wire.open(self.load.ports[self.node])
-            except OSError:
+            except (OSError, KeyError):  # KeyError: it is there no more
                 self._leave()
                 await asyncio.sleep(RETRY_S)
         return None
@@ -290,6 +301,9 @@ class Client:
             await self._delete(slot, session)
         else:
             await self._put(slot, session)
+
+    async def _turn(self) -> None:
+        await self.load.turn()
 
     # --- requests ---
 
@@ -346,7 +360,7 @@ class Client:
 
     async def _ask(self, op: Op, call: Callable[[Wire], Awaitable[object]]) -> object:
         """Send it when it is due, and note how it ends; None if it failed, and then it has been written down."""
-        await self.load.turn()
+        await self._turn()
         wire = await self._connected()
         if wire is None:
             return None
@@ -384,6 +398,62 @@ class Client:
             return context.decode_token(token, secret=self.load.secret, bucket=BUCKET, key=key.encode())
         except BadContext as error:
             raise AssertionError(f"a node gave a context that does not read: {error}") from error
+
+
+class Visitor(Client):
+    """A client of a process that must serve nobody: it stays there whatever happens, and does not count among the others."""
+
+    def __init__(self, load: Load, number: int, label: str, port: int) -> None:
+        super().__init__(load, number)
+        self.node = label
+        self.served: list[str] = []
+        """Requests that were acknowledged."""
+        self._port = port
+        self._left = False
+
+    async def run(self) -> None:
+        """Blind puts and gets of hot keys, until it is told to leave."""
+        while not (self._left or self.load.stopping):
+            slot = self.dice.choice(self.load.slots["r"])
+            if self.dice.random() < 0.7:
+                await self._put(slot, None)
+            else:
+                await self._get(slot)
+        self._leave()
+
+    def leave(self) -> None:
+        """Go, after the request that is under way."""
+        self._left = True
+
+    def _leave(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+        self._wire = None
+
+    async def _turn(self) -> None:
+        await asyncio.sleep(VISIT_S)
+
+    async def _connected(self) -> Wire | None:
+        while not (self._left or self.load.stopping):
+            if self._wire is not None and not self._wire.lost:
+                return self._wire
+            self._leave()
+            try:
+                self._wire = await Wire.open(self._port)
+            except OSError:
+                await asyncio.sleep(RETRY_S)
+        return None
+
+    def _op(self, kind: Kind, key: str, session: Session | None = None) -> Op:
+        op = super()._op(kind, key, session)
+        op.stranger = True
+        return op
+
+    async def _ask(self, op: Op, call: Callable[[Wire], Awaitable[object]]) -> object:
+        reply = await super()._ask(op, call)
+        if reply is not None:
+            self.served.append(f"{op.kind} {op.key} at {op.at:.1f} s")
+        return reply
 
 
 def _own_dot(after: context.Context, sent: context.Context) -> Dot | None:

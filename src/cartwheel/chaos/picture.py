@@ -27,10 +27,14 @@ WIDTH_MAX = 100
 COLOURS = {
     "kill": "red", "pause": "yellow", "rolling": "cyan", "fill": "magenta", "wipe": "bright_red", "eio": "bright_magenta",
     "split": "blue", "oneway": "bright_blue", "isolate": "green", "bridge": "bright_cyan", "flap": "bright_yellow",
+    "join": "green3", "leave": "orange3", "replace": "purple", "weight": "gold3", "administrators": "deep_pink3",
+    "return": "grey50", "clone": "dark_red",
 }  # fmt: skip
 SVG_COLOURS = {
     "kill": "#d62728", "pause": "#e0a800", "rolling": "#17a2b8", "fill": "#b5489a", "wipe": "#8b0000", "eio": "#e377c2",
     "split": "#1f77b4", "oneway": "#5b8ff9", "isolate": "#2ca02c", "bridge": "#20c0a0", "flap": "#ff7f0e",
+    "join": "#3cb371", "leave": "#d2691e", "replace": "#6a3d9a", "weight": "#b8a000", "administrators": "#d6006c",
+    "return": "#7f7f7f", "clone": "#600020",
 }  # fmt: skip
 
 
@@ -113,6 +117,7 @@ def figures(report: Report) -> Table:
         ("shown again", f"{report.shown_again} superseded values of writes that two coordinators had taken"),
         ("unknown that stayed", f"{report.recovered} elements of sets"),
         ("did not read its own", stale),
+        ("members", f"{', '.join(report.members) or '?'}; all tell the same history of {report.changes} changes"),
         ("owners agree", f"{report.agreed_s:g} s after healing, on {report.keys:,} keys{by_read}"),
     ]
     for name, text in rows:

@@ -2,8 +2,8 @@
 
 A request is **served** if, from its sending to its end, the node asked was up, and at least W nodes (itself among them) were up,
 had room on their disks, and could be reached from it in both directions. What the nemesis did is known: ``Away`` says when a
-process was dead, stopped or starting, ``Fault.links`` which directions were cut, and a disk is full while it is filled. A split
-that comes and goes counts as cut all the time.
+process was dead, stopped or starting, or its node no member (of one that leaves: from the commit on), ``Fault.links`` which
+directions were cut, and a disk is full while it is filled. A split that comes and goes counts as cut all the time.
 
 No time is allowed for noticing, but that a disk has room again (``ROOM_S``): a request that is sent in the very moment in which
 the last link is up again counts.

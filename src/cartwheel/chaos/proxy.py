@@ -202,6 +202,10 @@ class Proxy:
         """The setting ``dial`` of a node."""
         return ",".join(f"{b}={HOST}:{port}" for (a, b), port in sorted(self.ports.items()) if a == node)
 
+    def seed(self, node: NodeId, other: NodeId) -> str:
+        """Where ``node`` finds ``other``, for its setting ``join``."""
+        return f"{HOST}:{self.ports[node, other]}"
+
     def cut(self, directions: Iterable[Direction]) -> None:
         """Cut exactly these directions; whatever else was cut is healed."""
         self.cuts = frozenset(directions)

@@ -76,6 +76,10 @@ class Report(msgspec.Struct, kw_only=True):
     stale_own_reads: int
     """Reads that miss a write of the same process: no promise under faults, but good to know."""
     agreed_s: float
+    members: list[str]
+    """Who was in the ring in the end."""
+    changes: int
+    """How many changes its history has, the founding of the cluster included."""
     keys: int
     keys_read_to_agree: int
     """Keys whose owners came to agree only after a read of the key."""
@@ -109,7 +113,7 @@ def make_report(record: Record, verdict: Verdict) -> Report:
     kills = [_around(fault, measured) for fault in record.faults if fault.kind == "kill"]
     near = [row[1] for fault in record.faults if fault.kind == "kill" for row in _near(fault, measured)]
     writes, counts = measured.writes, verdict.counts
-    served = measured.served(Premise(run.nodes, run.w, record.faults, record.aways))
+    served = measured.served(Premise([*run.nodes, *run.more], run.w, record.faults, record.aways))
     unknown = measured.count(5)
     outcome, why = _outcome(verdict, ops_per_s)
     return Report(
@@ -128,6 +132,8 @@ def make_report(record: Record, verdict: Verdict) -> Report:
         recovered=counts["recovered"], excused=counts["excused"],
         session_reads=counts["session.reads"], stale_own_reads=counts["session.stale_own"],
         agreed_s=round(record.end.agreed_s, 2) if record.end is not None else 0.0,
+        members=record.end.members if record.end is not None else [],
+        changes=record.end.changes if record.end is not None else 0,
         keys=len(record.finals), keys_read_to_agree=sum(final.read for final in record.finals.values()),
         writes_by_nemesis=_by_nemesis(record, start, end), rules=rules_broken(verdict.violations),
         violations=[str(violation) for violation in verdict.violations[:VIOLATIONS_MAX]],

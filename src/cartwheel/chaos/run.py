@@ -18,11 +18,16 @@ from pathlib import Path
 from cartwheel import __version__
 from cartwheel.chaos import shim
 from cartwheel.chaos.cluster import ChaosFailed, Cluster
-from cartwheel.chaos.history import Away, End, Fault, Run, Trouble, Writer
+from cartwheel.chaos.draw import draw, draw_cycles, first_victim, names_of
+from cartwheel.chaos.hand import Hand
+from cartwheel.chaos.history import Away, End, Fault, Owners, Run, Trouble, Writer
 from cartwheel.chaos.load import Load
-from cartwheel.chaos.nemesis import Hand, Nemesis, Step, draw, draw_cycles
+from cartwheel.chaos.members import Members
+from cartwheel.chaos.nemesis import LOSE_DISKS, Nemesis, Step
+from cartwheel.chaos.processes import Processes
 from cartwheel.chaos.proxy import Proxy
 from cartwheel.chaos.settle import settle
+from cartwheel.core.types import NodeId
 from cartwheel.runtime.server import loop_factory
 
 START_TIMEOUT_S = 90.0
@@ -43,14 +48,20 @@ class Options:
     nodes: int = 5
     engine: str = "rocksdb"
     cycles: int = 0
-    """Kills in a row, in place of the kinds; then the run lasts as long as they do."""
+    """Kills in a row, in place of the kinds."""
+    to_the_end: bool = False
+    """Whether the run lasts as long as its plan takes, though that be longer than ``seconds``. So it is with cycles."""
+
+    @property
+    def founders(self) -> list[NodeId]:
+        """Those that are there from the start."""
+        return [f"n{number}" for number in range(1, self.nodes + 1)]
 
     def lanes(self) -> list[list[Step]]:
         """The plan, drawn from the seed."""
-        names = [f"n{number}" for number in range(1, self.nodes + 1)]
         if self.cycles:
-            return draw_cycles(self.seed, self.cycles, names)
-        return draw(self.seed, self.kinds, names, self.seconds)
+            return draw_cycles(self.seed, self.cycles, self.founders)
+        return draw(self.seed, self.kinds, self.founders, self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,39 +98,44 @@ class _Chaos:
         self._tell = tell
         self._began = time.monotonic()
         eio = shim.build(folder) if Nemesis.EIO in options.kinds and not options.cycles else None
-        self._cluster = Cluster(folder, size=options.nodes, engine=options.engine, eio=eio)
-        self._proxy = Proxy(self._cluster.peer_port)
-        self._cluster.dial = self._proxy.dial
+        self._lanes = lanes = options.lanes()
+        founders = options.founders
+        more = names_of(lanes, founders)[len(founders) :]
+        self._cluster = cluster = Cluster(folder, size=options.nodes, more=more, engine=options.engine, eio=eio)
+        self._proxy = Proxy({node: cluster.peer_port[node] for node in [*founders, *more]})
+        cluster.dial, cluster.seed = self._proxy.dial, self._proxy.seed
         self._writer = Writer(folder / HISTORY_FILE)
-        lanes = options.lanes()
-        disk_lost = any(step.kind is Nemesis.WIPE for lane in lanes for step in lane)
-        self._lanes = lanes
+        disk_lost = any(step.kind in LOSE_DISKS for lane in lanes for step in lane)
         self._load_to = 0.0
+        ports = {node: cluster.resp_port[node] for node in founders}
         self._load = Load(
-            self._cluster.resp_port, bytes(self._cluster.secret), options.rate_per_s, options.clients, options.seed,
+            ports, bytes(cluster.secret), options.rate_per_s, options.clients, options.seed,
             single_dots=not disk_lost, writer=self._writer, now=self._now,
         )  # fmt: skip
         steps = sorted((step for lane in lanes for step in lane), key=lambda step: step.at)
         self._writer.write(
             Run(
-                version=__version__, seed=options.seed, nodes=self._cluster.nodes, engine=options.engine,
+                version=__version__, seed=options.seed, nodes=founders, more=more, engine=options.engine,
                 rate_per_s=options.rate_per_s, clients=options.clients,
                 seconds=0.0 if options.cycles else options.seconds,
                 plan=[str(step) for step in steps], disk_lost=disk_lost,
             )
         )  # fmt: skip
-        self._hand = Hand(self._cluster, self._proxy, options.seed, self._now, self._note)
+        processes = Processes(cluster, self._now, self._note, absent=more)
+        victim = first_victim(options.seed, founders) if disk_lost else ""
+        members = Members(processes, self._proxy, self._load, victim)
+        self._hand = Hand(processes, self._proxy, members, options.seed, say)
 
     def _now(self) -> float:
         return time.monotonic() - self._began
 
-    def _note(self, line: Fault | Away | Trouble) -> None:
+    def _note(self, line: Fault | Away | Owners | Trouble) -> None:
         self._writer.write(line)
         if isinstance(line, Trouble):
             self._say(f"{line.at:.1f} s: {line.rule}: {line.text}")
 
-    def _unsettled(self, text: str) -> None:
-        self._note(Trouble("C5", text, self._now()))
+    def _unsettled(self, rule: str, text: str) -> None:
+        self._note(Trouble(rule, text, self._now()))
 
     async def carry_out(self) -> Path:
         """The whole run."""
@@ -134,16 +150,19 @@ class _Chaos:
                 self._cluster.start(node)
             await self._wait_whole("did not start")
             self._began = time.monotonic()
+            await self._note_owners()
             try:
                 await self._work()
             except BaseExceptionGroup as group:
                 raise _first(group) from None
             self._say("healing, and waiting until the owners of every key agree")
             await self._wait_whole("do not all reach one another again after healing")
-            agreed_s = await asyncio.to_thread(
+            found = await asyncio.to_thread(
                 settle, self._cluster, self._load.keys, self._writer.write, self._unsettled, ended
             )
-            self._writer.write(End(0.0, self._load_to, agreed_s))
+            ring = found.ring
+            await self._note_owners()
+            self._writer.write(End(0.0, self._load_to, found.agreed_s, ring.members, ring.epoch, ring.changes))
         finally:
             ended.set()
             self._writer.close()
@@ -151,13 +170,17 @@ class _Chaos:
             await self._proxy.stop()
         return self._writer.path
 
+    async def _note_owners(self) -> None:
+        owners = await asyncio.to_thread(self._cluster.owners, self._cluster.nodes[0])
+        self._note(Owners(self._now(), owners))
+
     async def _work(self) -> None:
         """Load and faults, until the time is up or the cycles are done."""
         async with asyncio.TaskGroup() as group:
             load = group.create_task(self._load.run())
             hand = group.create_task(self._hand.run(self._lanes))
             shown = group.create_task(self._show_progress())
-            if self.options.cycles:
+            if self.options.cycles or self.options.to_the_end:
                 await asyncio.wait([hand, load], return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.wait([load], timeout=self.options.seconds)

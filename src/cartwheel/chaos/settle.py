@@ -1,17 +1,23 @@
 """After the faults: wait until the owners of every key agree, and write down what they hold.
 
-First the hints must have reached their nodes: while some are under way, owners may agree on what is not the latest. Then all
+First of all everybody must tell the same ring, whose members are those that are there, and have handed over all that is to be.
+Then the hints must have reached their nodes: while some are under way, owners may agree on what is not the latest. Then all
 agree when each of the n owners of a key shows the same clock and the same versions (``CW.EXPLAIN``). Nodes are given time
 to get there by themselves; when no further key has come to agree for ``PATIENCE_S``, the others are read, which repairs stale
-replicas (section 5 of the paper). It is written down which keys needed that.
+replicas (section 5 of the paper). It is written down which keys needed that. At last ``cartwheel verify`` compares all that
+is on the disks.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cartwheel.chaos.cluster import HOST, Cluster
@@ -26,25 +32,58 @@ CALL_TIMEOUT_S = 10.0
 SLICE = 50
 """Keys asked about at once."""
 
+VERIFY_TIMEOUT_S = 60.0
+
 Explained = dict[str, Any]
+Trouble = Callable[[str, str], None]
+"""Takes the rule that is broken, and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The ring that all nodes tell."""
+
+    members: list[NodeId] = field(default_factory=list)
+    epoch: str = ""
+    changes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How it ended."""
+
+    agreed_s: float
+    """Until all owners agreed."""
+    ring: Told
 
 
 def settle(
     cluster: Cluster,
     keys: Sequence[str],
     write: Callable[[Final], None],
-    trouble: Callable[[str], None],
+    trouble: Trouble,
     ended: threading.Event,
-) -> float:
+) -> Settled:
     """Wait, write a line for each key, and return how long it took. Runs in a thread, until ``ended`` at the latest."""
     began = time.monotonic()
-    pending, was_read = list(keys), False
-    turn = 0
+    ring = _wait_ring(cluster, trouble, ended)
     while (left := hints_left(cluster)) and not ended.is_set():
         if time.monotonic() - began > TIMEOUT_S:
-            trouble(f"{TIMEOUT_S:g} s after healing there are hints left: {left}")
+            trouble("C5", f"{TIMEOUT_S:g} s after healing there are hints left: {left}")
             break
         ended.wait(POLL_S)
+    _settle_keys(cluster, keys, write, ended, began)
+    agreed_s = time.monotonic() - began
+    _verify(cluster, trouble, ended)
+    return Settled(agreed_s, ring)
+
+
+def _settle_keys(
+    cluster: Cluster, keys: Sequence[str], write: Callable[[Final], None], ended: threading.Event, began: float
+) -> None:
+    """Wait until the owners of each key agree, and write a line for it."""
+    pending, was_read = list(keys), False
+    turn = 0
     last_progress = time.monotonic()
     while pending and not ended.is_set():
         node = cluster.nodes[turn % len(cluster.nodes)]
@@ -64,7 +103,77 @@ def settle(
             _gets(cluster.resp_port[node], pending, n=0)
         if pending:
             ended.wait(POLL_S)
-    return time.monotonic() - began
+
+
+# --- the ring ---
+
+
+def _unsettled(cluster: Cluster) -> str:
+    """What is still on the way: news of a change of the ring, a hand-over, who leaves, leftovers, hints; "" for nothing."""
+    there = sorted(cluster.nodes)
+    epochs = {}
+    for node in there:
+        view = cluster.status(node)
+        if view is None:
+            return f"no answer from {node}"
+        members, transfer = sorted(each["node"] for each in view["members"]), view["transfer"]
+        if members != there:
+            return f"{node} tells the members {', '.join(members)}, there are {', '.join(there)}"
+        if view["leaving"]:
+            return f"{node} says that {', '.join(view['leaving'])} leaves still"
+        if transfer["gains"]:
+            waits = "; ".join(f"from {row['source'] or '-'}: {row['waits']}" for row in transfer["gains"])
+            return f"{node} takes over {waits}"
+        if transfer["leftovers"] or view["hints"]:
+            return f"{node} has {transfer['leftovers']} leftovers, and hints for {len(view['hints'])} nodes"
+        epochs[node] = view["epoch"]
+    return f"epochs: {epochs}" if len(set(epochs.values())) > 1 else ""
+
+
+def _wait_ring(cluster: Cluster, trouble: Trouble, ended: threading.Event) -> Told:
+    """Wait until all is handed over and everybody tells the same ring."""
+    end = time.monotonic() + TIMEOUT_S
+    while (left := _unsettled(cluster)) and not ended.is_set():
+        if time.monotonic() > end:
+            trouble("RING", f"{TIMEOUT_S:g} s after healing the ring has not settled: {left}")
+            break
+        ended.wait(POLL_S)
+    views = {node: cluster.status(node) for node in cluster.nodes}
+    histories = {node: _history(cluster.resp_port[node]) for node in cluster.nodes}
+    if len(set(histories.values())) > 1:
+        trouble("RING", f"not all tell the same history: {histories}")
+    view = next((view for view in views.values() if view is not None), None)
+    if view is None or ended.is_set():
+        return Told()
+    told = next(iter(histories.values()))
+    changes = len(json.loads(told)) if told.startswith("[") else 0
+    return Told(sorted(each["node"] for each in view["members"]), view["epoch"], changes)
+
+
+def _history(port: int) -> str:
+    """Every change that a node knows; an error in words if it does not tell."""
+    [(_, answer)] = _calls(port, [("CW.CLUSTER", "HISTORY", "JSON")], [""])
+    return answer.decode() if isinstance(answer, bytes) else str(answer)
+
+
+def _verify(cluster: Cluster, trouble: Trouble, ended: threading.Event) -> None:
+    """``cartwheel verify``, until it finds all replicas identical."""
+    command = [sys.executable, "-m", "cartwheel", "verify", "--node", f"{HOST}:{cluster.resp_port[cluster.nodes[0]]}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CARTWHEEL_")}
+    end = time.monotonic() + VERIFY_TIMEOUT_S
+    while not ended.is_set():
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=VERIFY_TIMEOUT_S, check=False
+        )
+        if done.returncode == 0:
+            return
+        if time.monotonic() > end:
+            trouble("VERIFY", f"replicas differ: {done.stdout[-500:]}{done.stderr[-300:]}")
+            return
+        ended.wait(POLL_S)
+
+
+# --- hints and keys ---
 
 
 def hints_left(cluster: Cluster) -> str:

@@ -27,8 +27,9 @@ SEED_BITS = 31
 @click.command(context_settings={"show_default": True})
 @click.option("--minutes", type=click.FloatRange(0.1), default=2.0, help="How long to load the cluster.")
 @click.option("--nemesis", "names", multiple=True, default=("all",), metavar="KINDS",
-              help="What goes wrong, by name: kill, pause, rolling, fill, wipe, eio, split, oneway, isolate, bridge, flap; "
-                   "'partition' for the last five, 'all', or 'none'. With commas, or repeated.")
+              help="What goes wrong, by name: kill, pause, rolling, fill, wipe, eio; split, oneway, isolate, bridge, flap, or "
+                   "'partition' for these five; join, leave, replace, weight, administrators, return, clone, or 'membership' "
+                   "for these seven; 'all' (in less than a minute without 'membership'), or 'none'. With commas, or repeated.")
 @click.option("--cycles", type=click.IntRange(1), help="Instead: kill -9 a random node and start it again, so many times.")
 @click.option("--seed", type=click.IntRange(0), help="Repeats the plan of an earlier run.  [default: drawn]")
 @click.option("--rate", "rate_per_s", type=click.FloatRange(350), default=800.0, metavar="PER_SECOND",
@@ -85,7 +86,7 @@ def _options(
     from cartwheel.chaos.nemesis import choose
     from cartwheel.chaos.run import Options
 
-    kinds, notes = choose([name.strip() for text in names for name in text.split(",") if name.strip()])
+    kinds, notes = choose([name.strip() for text in names for name in text.split(",") if name.strip()], minutes * 60)
     options = Options(
         seconds=minutes * 60, kinds=tuple(kinds), cycles=cycles or 0,
         seed=secrets.randbits(SEED_BITS) if seed is None else seed, **others,
