@@ -4,13 +4,14 @@ make it unnecessary to write any of that to the disk."""
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.core.wire import WALL_MS, Wire
+from tests.core.wire import WALL_MS, Wire, history_of
 
 from cartwheel.core import versions
 from cartwheel.core.clock import HybridClock, reading, wall_ms_of
 from cartwheel.core.errors import ClockSkew
 from cartwheel.core.messages import Stored, Tick
-from cartwheel.core.storage import Space
+from cartwheel.core.node import Node
+from cartwheel.core.storage import Space, Store
 from cartwheel.core.types import Dot
 
 WALL = WALL_MS
@@ -150,6 +151,16 @@ def test_after_a_clean_stop_the_clock_goes_on(wire):
     second = put(wire)
     assert first[0] == second[0] == "a/s1"
     assert second[1] == first[1] + 1
+
+
+def test_a_copied_disk_never_goes_on_with_the_stint(wire):
+    """Though it was closed cleanly: the other copy may go on with it (chaos, clone, seed 2)."""
+    put(wire)
+    config = wire.nodes["a"].local.config
+    wire.stop("a")
+    node = Node(config, Store(wire.engines["a"]), history=history_of([*"abc"]), stint="s9", boot=9, copied=True)
+    node.start(wire.now_s, wire.wall_ms)
+    assert node.local.actor == "a/s9"
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["while it runs", "during a clean stop"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,28 @@ def mine(tmp_path):
     return path
 
 
+def test_a_copy_is_told_from_the_true_one(mine, tmp_path):
+    """By its folder: so two processes never go on with one stint. A renamed folder is the same one; a copy is one only once."""
+    shutil.copytree(mine, tmp_path / "copy")
+    renamed = mine.rename(tmp_path / "renamed")
+    for path, copied in (("copy", True), ("renamed", False), ("copy", False)):
+        directory = open_datadir(tmp_path / path, **MINE)
+        assert directory.copied is copied
+        directory.close()
+    assert renamed.exists()
+
+
+def test_a_directory_of_an_earlier_build_is_no_copy(mine):
+    """It does not say where it was."""
+    identity = identity_of(mine)
+    del identity["place"]
+    (mine / "CARTWHEEL").write_text(json.dumps(identity))
+    directory = open_datadir(mine, **MINE)
+    assert not directory.copied
+    directory.close()
+    assert identity_of(mine)["place"]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_made_where_there_was_none(engine, tmp_path):
     """A new directory, parents too, is private, says whose it is, and opens again for the same node."""
@@ -46,6 +69,7 @@ def test_made_where_there_was_none(engine, tmp_path):
     assert directory.identity.created.endswith("+00:00")
     assert identity_of(path) == {
         "format": FORMAT, "cluster": "shop", "node": "a", "engine": engine, "q": 64, "created": directory.identity.created,
+        "place": f"{path.stat().st_dev}:{path.stat().st_ino}",
     }  # fmt: skip
     assert (path / "lock").read_text() == f"{os.getpid()}\n"
     assert not (path / "CARTWHEEL.tmp").exists()

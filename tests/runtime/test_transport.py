@@ -631,7 +631,18 @@ def test_a_frame_over_the_limit_is_refused_from_its_length():
     reader = FrameReader()
     reader.limit = 100
     with pytest.raises(PeerError, match="exceeds 100"):
-        reader.feed((101).to_bytes(4))
+        list(reader.feed((101).to_bytes(4)))
+
+
+def test_the_limit_may_be_raised_between_two_frames_of_one_chunk():
+    """The end of the handshake and a first large batch arrive together."""
+    reader = FrameReader()
+    large = b"x" * (reader.limit + 1)
+    found = []
+    for payload in reader.feed(frame(b"proof") + frame(large)):
+        found.append(bytes(payload))
+        reader.limit = len(large)
+    assert found == [b"proof", large]
 
 
 @given(st.binary(max_size=100))

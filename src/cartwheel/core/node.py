@@ -120,12 +120,16 @@ Handler = Callable[[NodeId, Any], None]
 class Node:
     """A node of the ring. Not reentrant; one thread."""
 
-    def __init__(self, config: Config, store: Store, *, history: History, stint: str, boot: int) -> None:
+    def __init__(
+        self, config: Config, store: Store, *, history: History, stint: str, boot: int, copied: bool = False
+    ) -> None:
         """
         Args:
             history: the cluster's first membership, used only by a new disk.
             stint: a name that no stint of this node had before, used unless the disk was closed cleanly.
             boot: 32 bits that differ from every earlier start of this node; the high half of its request ids.
+            copied: the disk may be a copy of one that another process goes on with: two of one stint would make dots that look
+                as if one of them had superseded the other's.
         """
         self._first_history = history
         try:
@@ -133,6 +137,7 @@ class Node:
         except CorruptData:
             clean = None
         self._clean = clean is not None
+        self._copied = copied
         clock = HybridClock(last=int.from_bytes(clean or b""), skew_ms_max=config.skew_ms_max)
         self._local = Local(config, store, clock, stint=stint, boot=boot)
         self._admission = Admission(self._local)
@@ -263,7 +268,7 @@ class Node:
         local, store = self._local, self._local.store
         local.now_s, local.wall_ms = now_s, wall_ms
         stored = store.get(Space.META, META_STINT)
-        if self._clean and stored is not None:
+        if self._clean and stored is not None and not self._copied:
             local.stint = stored.decode()
             local.actor = make_actor(local.node, local.stint)
         store.stage(Space.META, META_STINT, local.stint.encode(), Durability.SYNC)

@@ -51,6 +51,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Partitions of the ring."""
     created: str
     """UTC, ISO 8601. For people."""
+    place: str = ""
+    """The device and inode of the folder when it was opened last: a copy has others. "": an earlier build opened it."""
 
 
 class _Format(msgspec.Struct):
@@ -60,8 +62,10 @@ class _Format(msgspec.Struct):
 class DataDir:
     """An open data directory. Made by ``open_datadir``."""
 
-    def __init__(self, path: Path, identity: Identity, engine: Engine, lock: int) -> None:
+    def __init__(self, path: Path, identity: Identity, engine: Engine, lock: int, *, copied: bool = False) -> None:
         self.path = path
+        self.copied = copied
+        """It is not the folder that was open last, but a copy of it (or its contents were moved): the other one may be in use."""
         self.identity = identity
         self.engine = engine
         self._lock: int | None = lock
@@ -103,14 +107,17 @@ def open_datadir(path: Path, *, cluster: str, node: str, engine: str, q: int) ->
             if identity is None:
                 _check_unused(path)
                 identity = Identity(format=FORMAT, cluster=cluster, node=node, engine=engine, q=q, created=_now())
-                _write_identity(path, identity)
             else:
                 _check_identity(path, identity, cluster, node, engine, q)
+            copied = identity.place not in ("", _place(path))
+            if identity.place != _place(path):
+                identity = msgspec.structs.replace(identity, place=_place(path))
+                _write_identity(path, identity)
             if engine != "memory":
                 _make_folder(path / ENGINE_FOLDER)
         except OSError as error:
             raise _unusable(path, error) from None
-        return DataDir(path, identity, open_engine(engine, path / ENGINE_FOLDER), lock)
+        return DataDir(path, identity, open_engine(engine, path / ENGINE_FOLDER), lock, copied=copied)
     except BaseException:
         os.close(lock)
         raise
@@ -209,6 +216,11 @@ def _read_identity(path: Path) -> Identity | None:
             f"{file} is damaged ({error}), so it is not known whose data these are; restore the file from a copy, or start "
             f"with an empty directory"
         ) from None
+
+
+def _place(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _write_identity(path: Path, identity: Identity) -> None:

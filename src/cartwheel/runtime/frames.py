@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterator
 
 import msgspec
 
@@ -142,8 +143,10 @@ class FrameReader:
         self.limit = HELLO_BYTES_MAX
         self._rest = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes | memoryview]:
-        """Take received bytes and return the payloads that are complete now, in order. They are valid until the next call.
+    def feed(self, data: bytes) -> Iterator[bytes | memoryview]:
+        """Take received bytes and give the payloads that are complete now, in order. They are valid until the next call, and must
+        all be taken before it, unless the connection ends. ``limit`` may be raised between two: what ends a handshake and the
+        first frame after it may arrive together.
 
         Raises:
             PeerError: a frame announces more than ``limit`` bytes. Nothing of it was buffered beyond what had arrived.
@@ -153,7 +156,6 @@ class FrameReader:
             self._rest += data
             source = self._rest
         view = memoryview(source)
-        frames: list[bytes | memoryview] = []
         at, end = 0, len(source)
         while end - at >= 4:
             length = int.from_bytes(view[at : at + 4])
@@ -161,8 +163,7 @@ class FrameReader:
                 raise PeerError(f"a frame of {length} bytes exceeds {self.limit}")
             if end - at - 4 < length:
                 break
-            frames.append(view[at + 4 : at + 4 + length])
+            yield view[at + 4 : at + 4 + length]
             at += 4 + length
         if at or source is data:  # else one long frame is still arriving: copying it each time would be quadratic
             self._rest = bytearray(view[at:])
-        return frames

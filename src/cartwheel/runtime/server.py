@@ -68,7 +68,16 @@ class Server:
         boot = secrets.randbits(32)
         store = Store(datadir.engine)
         with _own_facts():
-            self.node = Node(self.config, store, history=first_history(settings), stint=new_stint(), boot=boot)
+            self.node = Node(
+                self.config,
+                store,
+                history=first_history(settings),
+                stint=new_stint(),
+                boot=boot,
+                copied=datadir.copied,
+            )
+        if datadir.copied:
+            log.warning("%s is a copy of another folder, or was moved: this is a new stint of the node", datadir.path)
         self._driver = Driver(self.node, store, datadir.engine, on_halt=self._halt)
         self._peers = Peers(
             self.node,
