@@ -213,6 +213,7 @@ class Admission:
         self._recent_writes: list[float] = []
         self._recent_late_s = 0.0
         local.budget = self.take
+        local.spend = self.spend
         local.note_read = self._reads.append
         local.note_write = self._writes.append
         local.requests_limit = self._limit.value
@@ -226,6 +227,10 @@ class Admission:
         self._tokens -= cost
         self._second.control = False
         return True
+
+    def spend(self, cost: int) -> None:
+        """Take this off the budget, too, though there may be none left."""
+        self._tokens -= cost
 
     def handle_tick(self, under_way: int, late_s: float) -> None:
         """Look at what was answered since the last tick. To be called before background work.

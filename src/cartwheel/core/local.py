@@ -123,6 +123,8 @@ class Local:
         """False while our own disk is nearly full: only deletes are written here."""
         self.budget: Callable[[int], bool] = _granted
         """Whether background work of so many records may be done now: ``admission`` decides."""
+        self.spend: Callable[[int], None] = _spent
+        """Told of background work that is done, as it turned out to be more than was asked for."""
         self.on_write: Callable[[bytes, Record, Record, bytes | None, bytes | None], None] = _ignore
         self.on_mortal: Callable[[bytes, Record], None] = _ignore_mortal
         """Told of records that may be dead one day: with a tombstone or an expiry."""
@@ -514,6 +516,10 @@ def _granted(records: int) -> bool:
     """Nobody limits background work yet."""
     del records
     return True
+
+
+def _spent(records: int) -> None:
+    """Nobody counts it."""
 
 
 def _ignore(record_key: bytes, old: Record, new: Record, was: bytes | None, sealed: bytes | None) -> None:

@@ -79,6 +79,9 @@ class Answers:
         if tree is None or message.partition >= tree.q:
             local.count("messages_refused")
             return
+        if not local.budget(1):  # asked before anything is read: to read and to refuse then would be the dearer part
+            self._traffic.send(src, LeafDiff(message.id, [], b"", message.start, busy=True))
+            return
         leaves = self._rows.compared(message.partition, message.leaves)
         first = message.partition * merkle.LEAVES
         ours, reached = self._rows.read(
@@ -88,9 +91,7 @@ class Answers:
         if passed_over:
             theirs = {at: held for at, held in theirs.items() if not passed_over >> (tree.leaf_of(at) - first) & 1}
         rows, want, reached = self._difference(ours, theirs, reached or message.end, message)
-        if not local.budget(1 + len(ours) // 16 + len(rows) + len(want)):
-            self._traffic.send(src, LeafDiff(message.id, [], b"", message.start, busy=True))
-            return
+        local.spend(len(ours) // 16 + len(rows) + len(want))
         hold = max((local.pending(row.record_key) for row in rows), default=Durability.MEMORY)
         self._traffic.sent += len(rows)
         moved = [(row.record_key, row.sealed) for row in rows]

@@ -24,6 +24,8 @@ from cartwheel.core.types import Durability, NodeId
 
 ANSWER_S = 3.0
 """Longer than a busy peer takes, short enough that a lost message costs little."""
+BUSY_S = 0.2
+"""Who has no budget for an answer is asked again after so long: each question costs both sides."""
 ROOTS_MAX = 4096
 """Partitions in one question: 40 KB, and 3 ms to answer."""
 TOLD_MAX = 256
@@ -67,6 +69,7 @@ class Session:
         self._outgoing: deque[bytes] = deque()  # keys of records to be sent
         self._debt = 1  # records to be paid for before the next question
         self._paused = False
+        self._rest_until_s = 0.0
         self._id = 0
         self._deadline_s = 0.0
 
@@ -74,9 +77,11 @@ class Session:
 
     def handle_tick(self) -> None:
         """Go on if the session paused; end if it hears nothing."""
-        if self._paused:
+        if self._paused and self._local.now_s >= self._rest_until_s:
             self._paused = False
             self.advance()
+        elif self._paused:
+            return
         elif self._local.now_s > self._deadline_s:
             self.ended = "no answer in time"
 
@@ -184,7 +189,7 @@ class Session:
             return
         self._id = 0
         if message.busy:
-            self._paused = True
+            self._paused, self._rest_until_s = True, self._local.now_s + BUSY_S
             return
         if self._local.takes_writes:
             self._take(message.rows)
