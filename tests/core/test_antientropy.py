@@ -286,6 +286,28 @@ def test_the_budget_sets_the_pace():
         assert held(wire, "b") == held(wire, "a")
 
 
+def test_who_has_no_budget_reads_nothing_and_is_asked_again_only_after_a_while():
+    """To read and compare is dearer than to refuse, and so is asking: under load each would be done twenty times a second."""
+    wire = Wire(["a", "b"], q=8)
+    plant(wire, "a", {b"%d" % i: old(b"v") for i in range(1000)})
+    machine(wire, "b")._next_s = 1e9
+    rows = wire.nodes["b"]._antientropy.answers._rows
+    read: list[int] = []
+    honest = rows.read
+    rows.read = lambda *args: read.append(1) or honest(*args)  # type: ignore[method-assign]
+    wire.nodes["b"].local.budget = lambda cost: False
+    tick(wire, 3.0)
+    asked = [m for src, _, m in wire.sent if src == "a" and isinstance(m, LeafKeys)]
+    assert 1 < len(asked) <= 3.0 / session.BUSY_S + 1
+    assert not read
+    spent: list[int] = []
+    wire.nodes["b"].local.budget = lambda cost: True
+    wire.nodes["b"].local.spend = spent.append
+    tick(wire, 3.0)
+    assert held(wire, "b") == held(wire, "a")
+    assert sum(spent) >= 1000, "what it was asked for and did is paid for"
+
+
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
 
