@@ -87,6 +87,7 @@ class Local:
         self.placement: Placement | None = None
         self.members = 0  # how many nodes the ring has
         self.size = 0  # the same, and those that leave
+        self.peers: frozenset[NodeId] = frozenset()  # all of these
         self.epoch = b""
         self.serves = False  # we are a member, or leave and still take part
         self.retired = False  # we leave, and have handed over everything: what clients have under way is the last of it
@@ -169,6 +170,7 @@ class Local:
         self.placement, self.ring, self.epoch, self.buckets = placement, placement.ring, epoch, buckets
         self.members, self.size = len(placement.ring.members), len(placement.peers)
         self._plans = {}
+        self.peers = placement.peers
         self.serves = self.node in placement.peers
         self.retired = self.retired and not self.is_member
         self.levels = tuple(sorted({DEFAULT_PROPS.n, *(props.n for props in buckets.values())}))
@@ -176,7 +178,7 @@ class Local:
 
     def is_peer(self, node: NodeId) -> bool:
         """Whether a node (or this one) takes part: it is a member, or leaves but has not handed over everything yet."""
-        return self.placement is not None and node in self.placement.peers
+        return node in self.peers
 
     @property
     def coordinates(self) -> bool:

@@ -307,8 +307,8 @@ class Node:
         src, batch = event.src, event.batch
         local = self._local
         handlers = self._messages
-        self._replica.begin(batch.epoch)
-        if local.serves and local.is_peer(src):
+        self._replica.epoch = batch.epoch
+        if local.serves and src in local.peers:
             for message in batch.messages:
                 handlers[type(message)](src, message)
             self._replica.acknowledge(src)
@@ -320,7 +320,7 @@ class Node:
             return
         if batch.epoch != local.epoch:
             self._membership.handle_epoch(src, batch.epoch)
-        elif src in self._coordinator.disagrees:
+        elif src in self._coordinator.disagreeing:
             self._coordinator.handle_agreement(src)
 
     def _placed(self) -> None:

@@ -28,16 +28,13 @@ class Replica:
     def __init__(self, local: Local) -> None:
         self._local = local
         self._wrote: tuple[list[int], ...] = tuple([] for _ in Durability)  # by what the ack waits for
-        self._epoch = b""  # of the batch that is being handled
-
-    def begin(self, epoch: bytes) -> None:
-        """A batch is being handled: its sender's view had this epoch when it was sent."""
-        self._epoch = epoch
+        self.epoch = b""
+        """Of the batch that is being handled: of its sender's view when it was sent."""
 
     def _agrees(self, record_key: bytes, tag: int) -> bool:
         """Whether the coordinator sees the key's slots as we do (``placement``). Equal epochs make it sure."""
         local = self._local
-        if self._epoch == local.epoch or not tag:
+        if self.epoch == local.epoch or not tag:
             return True
         return tag == local.slots(record_key, local.props(split_record_key(record_key)[0]).n).tag
 

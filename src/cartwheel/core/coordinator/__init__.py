@@ -17,7 +17,7 @@ O(N) messages and memory per request; requests end at their deadline at the late
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -53,7 +53,7 @@ class Coordinator:
         self._local = local
         self._requests = Requests(local.last_id)
         self._ticked_s = math.inf  # no tick yet
-        self._disagreeing: dict[NodeId, list[int]] = {}  # these requests wait until we and this node see the ring alike
+        self.disagreeing: dict[NodeId, list[int]] = {}  # these requests wait until we and this node see the ring alike
         self.gets = Gets(local, self._requests)
         self.puts = Puts(local, self._requests)
 
@@ -141,7 +141,7 @@ class Coordinator:
 
     def handle_disagree(self, src: NodeId, message: Disagree) -> None:
         """A node that sees the slots of these requests' keys otherwise than we do."""
-        waiting = self._disagreeing.setdefault(src, [])
+        waiting = self.disagreeing.setdefault(src, [])
         waiting += [request_id for request_id in message.ids if request_id in self._requests.by_id]
         heard = self._local.heard_read, self._local.heard_write
         for request_id in message.ids[-1:]:
@@ -150,19 +150,14 @@ class Coordinator:
 
     def handle_agreement(self, src: NodeId) -> None:
         """Our views are the same."""
-        for request_id in self._disagreeing.pop(src, ()):
+        for request_id in self.disagreeing.pop(src, ()):
             request = self._requests.by_id.get(request_id)
             if request is not None:
                 request.again(src)
 
-    @property
-    def disagrees(self) -> Collection[NodeId]:
-        """Nodes that have told so."""
-        return self._disagreeing
-
     def replan(self) -> None:
         """Our view has changed."""
-        self._disagreeing.clear()
+        self.disagreeing.clear()
         for request in list({id(request): request for request in self._requests.by_id.values()}.values()):
             request.replan()
 
@@ -180,7 +175,7 @@ class Coordinator:
 
     def handle_peer_down(self, node: NodeId, reason: str) -> None:
         """What was asked of this peer will not be answered."""
-        self._disagreeing.pop(node, None)
+        self.disagreeing.pop(node, None)
         self._requests.peer_down(node, reason)
 
     def check(self) -> None:
