@@ -7,18 +7,17 @@ import msgspec
 import pytest
 
 from cartwheel.core.errors import ConfigError
+from cartwheel.runtime.addresses import join_address, split_address
 from cartwheel.runtime.settings import (
     SETTING_NAMES,
     MemberSpec,
     Secret,
     ServerSettings,
     is_loopback,
-    join_address,
     keep_secret,
     load_settings,
     new_secret,
     read_secret,
-    split_address,
     variable_of,
 )
 

@@ -18,11 +18,11 @@ import click
 
 from cartwheel import __version__
 from cartwheel.cli.common import Failed, port_in_use
+from cartwheel.runtime.addresses import join_address
 from cartwheel.runtime.settings import (
     SETTING_NAMES,
     ServerSettings,
     flag_of,
-    join_address,
     keep_secret,
     load_settings,
 )

@@ -29,6 +29,7 @@ from cartwheel.core.node import Node
 from cartwheel.core.ring import Change, ChangeKind, History, Member
 from cartwheel.core.storage import Store
 from cartwheel.core.types import Crowd
+from cartwheel.runtime.addresses import join_address
 from cartwheel.runtime.datadir import DataDir, known_q, open_datadir
 from cartwheel.runtime.diskspace import watch_disk
 from cartwheel.runtime.driver import Driver, wall_ms
@@ -36,7 +37,7 @@ from cartwheel.runtime.engines.salvage import facts_lost
 from cartwheel.runtime.frames import Build
 from cartwheel.runtime.resp.gateway import ClientEvent, DoorSettings
 from cartwheel.runtime.resp.server import RespServer
-from cartwheel.runtime.settings import ServerSettings, join_address
+from cartwheel.runtime.settings import ServerSettings
 from cartwheel.runtime.transport import Peers, ask_seed
 
 log = logging.getLogger(__name__)

@@ -37,6 +37,7 @@ from cartwheel.core.ring import Member
 from cartwheel.core.ring.history import NODE_CHARACTERS, WEIGHT_MAX, WEIGHT_MIN
 from cartwheel.core.ring.ring import Q_MAX
 from cartwheel.core.types import NodeId
+from cartwheel.runtime.addresses import join_address, split_address
 
 EngineName = Literal["rocksdb", "lmdb", "memory"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -398,25 +399,6 @@ def _parse_dial(raw: object) -> dict[NodeId, str]:
     if len(dial) < len(pairs):
         raise ValueError("a node is there twice")
     return dial
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Split ``host:port`` or ``[::1]:port``.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
-        raise ValueError(address)
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise ValueError(address)
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def join_address(host: str, port: int) -> str:
-    """``host:port``, the host in brackets if it has colons itself."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _place(

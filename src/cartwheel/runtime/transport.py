@@ -42,6 +42,7 @@ from cartwheel.core.errors import PeerError
 from cartwheel.core.messages import Event, Message, PeerDown, PeerUp, Received, decode_batch, encode_batch
 from cartwheel.core.node import Node
 from cartwheel.core.types import NodeId
+from cartwheel.runtime.addresses import split_address
 from cartwheel.runtime.frames import (
     CHALLENGE_BYTES,
     FRAME_BYTES_MAX,
@@ -212,7 +213,7 @@ class Peers:
                 await asyncio.wait([self._links[node].lost])
             try:
                 async with asyncio.timeout(DIAL_TIMEOUT_S):
-                    _, link = await loop.create_connection(lambda: Link(self, node), *split_host(address))
+                    _, link = await loop.create_connection(lambda: Link(self, node), *split_address(address))
                 if await link.ready:
                     pause_s, told = BACKOFF_S[0], ""
                     self._link_up(link)
@@ -241,7 +242,7 @@ class Peers:
             reason = ""
             try:
                 async with asyncio.timeout(DIAL_TIMEOUT_S):
-                    _, link = await loop.create_connection(lambda: Link(self, ""), *split_host(address))
+                    _, link = await loop.create_connection(lambda: Link(self, ""), *split_address(address))
                 if await link.ready:
                     if link.node == self.me or link.node in self._links:
                         link.close("it is known")
@@ -581,7 +582,7 @@ async def ask_seed(address: str, *, cluster: str, node: NodeId, secret: bytes, t
     """
     challenge = secrets.token_bytes(CHALLENGE_BYTES)
     async with asyncio.timeout(timeout_s):
-        reader, writer = await asyncio.open_connection(*split_host(address))
+        reader, writer = await asyncio.open_connection(*split_address(address))
         try:
             writer.write(encode_hand(Hello(*PROTOCOLS, cluster, node, 0, "", challenge, 0)))
             length = int.from_bytes(await reader.readexactly(4))
@@ -597,12 +598,6 @@ async def ask_seed(address: str, *, cluster: str, node: NodeId, secret: bytes, t
     if not isinstance(hand, Welcome) or not proven(hand.proof, secret, cluster, hand.node, challenge):
         raise PeerError("it does not hold the cluster's secret: copy the secret_file of its nodes")
     return hand.q
-
-
-def split_host(address: str) -> tuple[str, int]:
-    """The host and port of ``host:port``."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def boottime() -> float:

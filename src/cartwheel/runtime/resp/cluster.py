@@ -14,12 +14,12 @@ import msgspec
 
 from cartwheel.core.clock import wall_ms_of
 from cartwheel.core.messages import Administered, ClientAbandon, ClientCommit, ClientJoin, ClientStage, Failure, Result
+from cartwheel.runtime.addresses import split_address
 from cartwheel.runtime.resp import reply
 from cartwheel.runtime.resp.access import text
 from cartwheel.runtime.resp.registry import Args, command, container
 from cartwheel.runtime.resp.reply import CommandError, failure_text
 from cartwheel.runtime.resp.steps import Steps
-from cartwheel.runtime.settings import split_address
 
 if TYPE_CHECKING:
     from cartwheel.runtime.resp.protocol import Connection
