@@ -8,7 +8,7 @@ import json
 
 import pytest
 from rich.console import Console
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, wait_until
 
 from cartwheel.cli import common, membership
 from cartwheel.cli.main import run
@@ -367,6 +367,7 @@ def test_a_walk_on_real_nodes(tmp_path):
         code, _, error = cli(1, "commit", "--plan", seen)
         assert (code, error.partition("(")[0]) == (1, "cartwheel: ERR the plan has changed ")
         cluster.kill(2)
+        wait_until(lambda: json.loads(cli(1, "plan", "--json")[1])["silent"] == ["n2"], "n1 knows")
         silent = "n2 does not answer: wait, remove what will never return, or commit with --force"
         assert cli(1, "commit")[2].startswith(f"cartwheel: ERR {silent}")
         text = "committed: n2 has weight 2; n1 moves to zone b, host 127.0.0.1"
