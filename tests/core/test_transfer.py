@@ -325,6 +325,31 @@ def test_a_gainer_that_falls_silent_is_stood_in_for():
     assert wire.values("d", key) == [b"new"]
 
 
+def test_a_pair_of_which_both_halves_are_away_is_stood_in_for():
+    """Whoever stands in for the giver keeps a hint for the gainer as well, and counts for the slot once it has both (seed
+    8000282)."""
+    wire = filled("abcde", late_s=0.2)
+    wire.join("f", at="a")
+    key = gained(wire, "f")
+    here = slots(wire, key)
+    (giver,) = here.gainers
+    first, second = [name for name in "abcde" if name not in here.writers]
+    owner, other = [name for name in here.owners if name != giver]
+    for name in (other, giver, "f"):
+        wire.crash(name)
+    put = wire.put(owner, key, b"new", w=3)
+    client = wire.client
+    pass_s(wire, 1)
+    assert isinstance(put or wire.replies[client], Stored)
+    kept = [*totals(wire, first), *totals(wire, second)]
+    assert sorted(kept) == sorted([other, giver, "f"])
+    for name in (other, giver, "f"):
+        wire.restart(name)
+    settle(wire, 120.0)
+    check_copies(wire)
+    assert wire.values("f", key) == [b"new"]
+
+
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_a_blank_owner_counts_for_nothing_and_is_sent_everything(names):
     """Until it has caught up the cluster is as small as before: its commit is not waited for."""

@@ -345,10 +345,11 @@ class Puts:
         self._write_again(writing, node, writing.intended.get(node, ""))
 
     def ask_giver(self, writing: Writing, gainer: NodeId) -> None:
-        """The second half of a pair does not answer: let the first, or who stands in for that, keep a hint for it. Once."""
+        """The second half of a pair does not answer: let the first, or who stands in for that, keep a hint for it. Once. (Who
+        stands in for the first keeps two hints then, one for each: the pair is one slot, and this its one copy.)"""
         for giver, other in writing.slots.gainers.items():
             filler = writing.by.get(giver, giver)
-            busy = writing.intended.get(filler, "") or filler in writing.tally.failed
+            busy = writing.intended.get(filler, giver) != giver or filler in writing.tally.failed
             if other == gainer and gainer not in writing.by and not busy and filler in writing.tally.asked:
                 self._stand_in(writing, filler, gainer)
 

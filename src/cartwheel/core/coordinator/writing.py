@@ -155,6 +155,9 @@ class Writing:
         """See ``Request``."""
         for node in self.waiting():
             self.puts.remind(self, node)
+        for gainer in self.slots.gainers.values():
+            if gainer not in self.also:  # it could not be asked from the start
+                self.puts.ask_giver(self, gainer)
         self.puts.ask_returned(self)
 
     def doubt(self, node: NodeId) -> None:
