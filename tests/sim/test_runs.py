@@ -50,7 +50,7 @@ CAUGHT_AT = {
     "full-disk-ignored": 0,
     "gainer-does-not-catch-up": 0,
     "gets-share-too-long": 0,
-    "given-away-without-stint": 4,
+    "given-away-without-stint": 52,
     "giver-forgets-at-once": 0,
     "hint-becomes-record": 0,
     "hint-not-stored": 0,
