@@ -78,6 +78,7 @@ class Membership:
         self._answered: tuple[NodeId, float] = "", 0.0  # whose digest came last, and when
         self.protocols: dict[NodeId, int] = {}
         """What is spoken with each peer."""
+        self._history_bytes = 0
         self._size = 0  # about, of the view in bytes
         self._gossip_s = 0.0
         self._gossips = 0
@@ -125,7 +126,7 @@ class Membership:
         if keep:
             local.store.stage(Space.META, META_HISTORY, history.encode(), Durability.SYNC)
         if history is not self._history:
-            self._history = history
+            self._history, self._history_bytes = history, len(history.encode())
             made_by = self._folded.made_by
             self._folded = fold(local.config.q, history)
             if keep and self._folded.made_by != made_by:
@@ -136,7 +137,7 @@ class Membership:
             self._holdings[holding.node] = holding
             data = msgspec.msgpack.encode(holding)
             local.store.stage(Space.META, META_HOLDING + holding.node.encode(), data, Durability.SYNC)
-        self._size = len(self._history.encode()) + sum(map(_size, self._holdings.values()))
+        self._size = self._history_bytes + sum(map(_size, self._holdings.values()))
         self._place()
 
     def _place(self) -> None:

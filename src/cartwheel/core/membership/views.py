@@ -17,7 +17,7 @@ import xxhash
 
 from cartwheel.core.messages import ViewDigest, ViewPush
 from cartwheel.core.placement import Holding
-from cartwheel.core.ring import History
+from cartwheel.core.ring import Change, History
 from cartwheel.core.types import NodeId
 
 HASH_BYTES = 8
@@ -27,14 +27,13 @@ Holdings = Mapping[NodeId, Holding]
 
 def digest_of(history: History, holdings: Holdings) -> ViewDigest:
     """What tells a view from any other."""
-    hashes = b"".join([xxhash.xxh3_64_digest(record) for record, _ in history.records()])
-    return ViewDigest(hashes, {node: holdings[node].version for node in sorted(holdings)})
+    return ViewDigest(b"".join(_hashed(history)), {node: holdings[node].version for node in sorted(holdings)})
 
 
 def lacking(history: History, holdings: Holdings, theirs: ViewDigest) -> ViewPush | None:
     """What a node with that digest lacks of this view. None: nothing."""
     known = _hashes(theirs.changes)
-    changes = [change for record, change in history.records() if xxhash.xxh3_64_digest(record) not in known]
+    changes = [change for hash_, change in _hashed(history).items() if hash_ not in known]
     newer = [holdings[node] for node in sorted(holdings) if holdings[node].version > theirs.versions.get(node, -1)]
     if not changes and not newer:
         return None
@@ -43,10 +42,14 @@ def lacking(history: History, holdings: Holdings, theirs: ViewDigest) -> ViewPus
 
 def has_more(theirs: ViewDigest, history: History, holdings: Holdings) -> bool:
     """Whether that digest is of a view with anything that this one lacks."""
-    ours = {xxhash.xxh3_64_digest(record) for record, _ in history.records()}
-    if not _hashes(theirs.changes) <= ours:
+    if not _hashes(theirs.changes) <= _hashed(history).keys():
         return True
     return any(node not in holdings or version > holdings[node].version for node, version in theirs.versions.items())
+
+
+def _hashed(history: History) -> dict[bytes, Change]:
+    """The changes by the hashes of their records, in their order."""
+    return {xxhash.xxh3_64_digest(record): change for record, change in history.records()}
 
 
 def _hashes(data: bytes) -> set[bytes]:

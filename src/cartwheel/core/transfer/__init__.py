@@ -40,8 +40,8 @@ class Transfer:
 
     def handle_place(self, changed: Changed) -> None:
         """There is a new view, in which these parts may have other slots."""
-        self.gains.handle_place(changed)
-        self.leftovers.handle_place(changed)
+        self.gains.unseen.handle_place(changed)
+        self.leftovers.unseen.handle_place(changed)
 
     def handle_tick(self) -> None:
         """Go on."""

@@ -15,14 +15,13 @@ from typing import Protocol
 
 from cartwheel.core.local import Local
 from cartwheel.core.messages import HandedOver, HandOver, MemberTransfer, Purpose
-from cartwheel.core.placement import Changed, Placement
+from cartwheel.core.placement import Placement
 from cartwheel.core.summary import Summary
+from cartwheel.core.transfer.unseen import Part, Unseen
 from cartwheel.core.types import NodeId
 
 PARTS_MAX = 64
 """Partitions in one comparison: when it is done they change hands together, and the work so far counts."""
-LOOK_PARTS = 256
-"""Parts of a new view looked at in one tick: some milliseconds, where after a change of the ring none is known yet."""
 ANSWER_S = 3.0
 """After so long a HandOver is asked again."""
 RETRY_S = 0.5
@@ -31,8 +30,6 @@ FRESH_S = 10.0
 """A comparison counts for so long: what came between it and the question is sent to us anyway, as long as the slots are the
 same."""
 
-Part = tuple[int, int]
-"""An n, and a partition."""
 Gain = Callable[[dict[int, set[int]]], None]
 """``Membership.gain``."""
 
@@ -71,8 +68,7 @@ class Gains:
         self._summary = summary
         self._compare = compare
         self._gain = gain
-        self._levels: tuple[int, ...] = ()  # each n that is looked at
-        self._unseen: set[Part] | None = None  # parts whose slots may be others than when we looked; None: all
+        self.unseen = Unseen(summary)
         self._parts: dict[Part, _Gaining] = {}
         self._turn_of_others: dict[Part, NodeId] = {}  # blank parts in which another blank owner comes first
         self._comparing: dict[NodeId, set[Part]] = {}  # with whom comparisons are under way, and of what
@@ -83,23 +79,13 @@ class Gains:
 
     # --- the view ---
 
-    def handle_place(self, changed: Changed) -> None:
-        """There is a new view, in which these parts may have other slots."""
-        if changed is None or tuple(self._summary.trees) != self._levels:
-            self._unseen, self._levels = None, tuple(self._summary.trees)
-        elif self._unseen is not None:
-            self._unseen |= changed
-
     def _look(self, placement: Placement) -> None:
         """What is to be gained in this view. What was done counts on where the slots are the same."""
-        me, before, unseen = self._local.node, self._parts, self._unseen
-        if unseen is None:
+        me, before = self._local.node, self._parts
+        if self.unseen.all:
             self._parts, self._turn_of_others = {}, {}
-            unseen = {(n, partition) for n in self._summary.trees for partition in range(placement.ring.q)}
-        self._unseen = unseen
         learned: dict[int, set[int]] = {}
-        for part in sorted(unseen)[:LOOK_PARTS]:
-            self._unseen.discard(part)
+        for part in self.unseen.take(placement.ring.q):
             n, partition = part
             if n not in self._summary.trees:
                 continue
@@ -136,7 +122,7 @@ class Gains:
         local = self._local
         placement = local.placement
         assert placement is not None
-        if self._unseen is None or self._unseen:
+        if self.unseen:
             self._look(placement)
         if not self._parts:
             return

@@ -25,10 +25,11 @@ from cartwheel.core import versions
 from cartwheel.core.errors import CorruptData
 from cartwheel.core.local import Local
 from cartwheel.core.messages import Purpose
-from cartwheel.core.placement import Changed, Placement
+from cartwheel.core.placement import Placement
 from cartwheel.core.storage import Space, split_record_key
 from cartwheel.core.summary import Summary
-from cartwheel.core.transfer.gains import LOOK_PARTS, Compare, Compared, Part
+from cartwheel.core.transfer.gains import Compare, Compared
+from cartwheel.core.transfer.unseen import Part, Unseen
 from cartwheel.core.types import NodeId
 
 LOOK_S = 5.0
@@ -55,8 +56,7 @@ class Leftovers:
         self._summary = summary
         self._compare = compare
         self._leave = leave
-        self._levels: tuple[int, ...] = ()  # each n that is looked at
-        self._unseen: set[Part] | None = None  # parts whose slots may be others than when we looked; None: all
+        self.unseen = Unseen(summary)
         self._look_s = 0.0  # when all are looked at again: meanwhile records may have come by an earlier view
         self._parts: dict[Part, None] = {}
         self._safe_s: dict[Part, float] = {}  # since when an owner lacks nothing of it
@@ -73,8 +73,8 @@ class Leftovers:
         placement = local.placement
         assert placement is not None
         if local.now_s >= self._look_s:
-            self._unseen = None
-        if self._unseen is None or self._unseen or self._damaged_new:
+            self.unseen.add_all()
+        if self.unseen or self._damaged_new:
             self._look(placement)
         self._maybe_leave(placement)
         if self._parts and local.takes_writes:
@@ -89,24 +89,14 @@ class Leftovers:
             self._damaged[record_key] = None
             self._damaged_new = True
 
-    def handle_place(self, changed: Changed) -> None:
-        """There is a new view, in which these parts may have other slots."""
-        if changed is None or tuple(self._summary.trees) != self._levels:
-            self._unseen, self._levels = None, tuple(self._summary.trees)
-        elif self._unseen is not None:
-            self._unseen |= changed
-
     def _look(self, placement: Placement) -> None:
         """Find parts with records here that we have no part in."""
         local, trees = self._local, self._summary.trees
-        unseen = self._unseen
-        if unseen is None:
+        if self.unseen.all:
             self._look_s = local.now_s + LOOK_S
             self._parts = {}
-            unseen = {(n, partition) for n in trees for partition in range(placement.ring.q)}
-        self._unseen, self._damaged_new = unseen, False
-        for part in sorted(unseen)[:LOOK_PARTS]:
-            self._unseen.discard(part)
+        self._damaged_new = False
+        for part in self.unseen.take(placement.ring.q):
             n, partition = part
             self._parts.pop(part, None)
             empty = n not in trees or trees[n].is_empty(partition)
